@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from .errors import ContextDiffusionError
 
 
-def encode_text(tokenizer: object, text_encoder: nn.Module, prompts: Sequence[str]) -> Tensor:
+def encode_text(
+    tokenizer: object, text_encoder: nn.Module, prompts: Sequence[str], device: torch.device | None = None
+) -> Tensor:
     """Prompts -> h^c, the text encoder's last hidden state, (B, 77, d_c).
 
     A prompt longer than the encoder's positions is cut. The null text is the encoding of "".
@@ -19,6 +21,7 @@ def encode_text(tokenizer: object, text_encoder: nn.Module, prompts: Sequence[st
         tokenizer: a transformers CLIPTokenizer.
         text_encoder: a transformers CLIPTextModel.
         prompts: one a row.
+        device: where the encoder runs, if its weights are elsewhere between calls (offloading).
     """
     ids = tokenizer(
         list(prompts),
@@ -27,7 +30,7 @@ def encode_text(tokenizer: object, text_encoder: nn.Module, prompts: Sequence[st
         truncation=True,
         return_tensors="pt",
     ).input_ids
-    return text_encoder(ids.to(next(text_encoder.parameters()).device)).last_hidden_state
+    return text_encoder(ids.to(device or next(text_encoder.parameters()).device)).last_hidden_state
 
 
 def combine(text: Tensor, context: Tensor) -> Tensor:

@@ -16,11 +16,31 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def clip_preprocess(images: Tensor, size: int) -> Tensor:
-    """Bring images to the encoder's input: shorter side to `size`, centre crop, 8-bit grid, CLIP's statistics.
+def clip_crop(images: Tensor, size: int) -> Tensor:
+    """What the image encoder sees of the images: shorter side to `size`, centre crop, 8-bit grid.
 
     The arithmetic is the one that ComfyUI applies before its CLIP vision models (antialiased bicubic, rounding to
-    1/255), so that a model trained here reads the same numbers there.
+    1/255), so that a model trained here reads the same numbers there. A second pass changes nothing.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        size: side of the encoder's square input in pixels.
+
+    Returns:
+        (B, 3, size, size) in [0, 1].
+    """
+    height, width = images.shape[-2:]
+    if (height, width) != (size, size):
+        scale = size / min(height, width)
+        resized = (round(scale * height), round(scale * width))
+        images = nn.functional.interpolate(images, size=resized, mode="bicubic", antialias=True)
+        top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
+        images = images[..., top : top + size, left : left + size]
+    return torch.clip(255.0 * images, 0, 255).round() / 255.0
+
+
+def clip_preprocess(images: Tensor, size: int) -> Tensor:
+    """Bring images to the encoder's input: `clip_crop`, then CLIP's statistics.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -31,15 +51,7 @@ def clip_preprocess(images: Tensor, size: int) -> Tensor:
     """
     mean = torch.tensor(CLIP_MEAN, device=images.device, dtype=images.dtype).view(3, 1, 1)
     std = torch.tensor(CLIP_STD, device=images.device, dtype=images.dtype).view(3, 1, 1)
-    height, width = images.shape[-2:]
-    if (height, width) != (size, size):
-        scale = size / min(height, width)
-        resized = (round(scale * height), round(scale * width))
-        images = nn.functional.interpolate(images, size=resized, mode="bicubic", antialias=True)
-        top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
-        images = images[..., top : top + size, left : left + size]
-    images = torch.clip(255.0 * images, 0, 255).round() / 255.0
-    return (images - mean) / std
+    return (clip_crop(images, size) - mean) / std
 
 
 def aggregate_tokens(
@@ -95,6 +107,7 @@ def encode_visual_context(
     weights: Sequence[float] | Tensor | None = None,
     aggregation: str = "mean",
     chunk_size: int = 8,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Encode k context images and join them (h^V before the projector).
 
@@ -106,6 +119,7 @@ def encode_visual_context(
         weights: one a context image, see `aggregate_tokens`.
         aggregation: `mean`, `sum` or `concat`.
         chunk_size: how many images go through the encoder at once.
+        device: where the encoder runs, if its weights are elsewhere between calls (offloading).
 
     Returns:
         (1, N, d_v); (1, k * N, d_v) for `concat`.
@@ -122,7 +136,7 @@ def encode_visual_context(
     parts = []
     for start in range(0, k, chunk_size):
         chunk = clip_preprocess(images[start : start + chunk_size].float(), size)
-        chunk = chunk.to(parameter.device, parameter.dtype)
+        chunk = chunk.to(device or parameter.device, parameter.dtype)
         tokens = image_encoder(pixel_values=chunk).last_hidden_state
         part = weights[start : start + chunk_size]
         # A chunk whose weights are all zero adds nothing; `aggregate_tokens` would refuse it.
