@@ -1,0 +1,190 @@
+"""Distances between images, and between sets of features.
+
+Sums over pixels come a sample at a time (`squared_error`), so that pooled figures and their bootstrap
+intervals (`statistics.py`) stand on the same numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ContextDiffusionError
+
+
+def squared_error(first: Tensor, second: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Squared differences summed over each image, and how many values were summed.
+
+    Args:
+        first: (B, 3, H, W) in [0, 1].
+        second: the same shape.
+        mask: (B, H, W) bool, the pixels that count; None for all.
+
+    Returns:
+        (sums, counts), float64, (B,) each; sums.sum() / counts.sum() is the pooled mean square error.
+
+    Raises:
+        ContextDiffusionError: the shapes differ.
+    """
+    _check_pair(first, second)
+    errors = (first - second).double().square().sum(1)
+    if mask is None:
+        counts = torch.full((len(first),), float(first[0].numel()), dtype=torch.float64, device=first.device)
+    else:
+        errors = errors * mask
+        counts = mask.flatten(1).sum(1).double() * first.shape[1]
+    return errors.flatten(1).sum(1), counts
+
+
+def rmse(first: Tensor, second: Tensor, mask: Tensor | None = None) -> float:
+    """Root of the pooled mean square error on [0, 1], over the pixels of all images together.
+
+    Args:
+        first: (B, 3, H, W) in [0, 1].
+        second: the same shape.
+        mask: (B, H, W) bool, say `foreground_mask(truth)`; None for whole images.
+    """
+    sums, counts = squared_error(first, second, mask)
+    return float((sums.sum() / counts.sum()).sqrt())
+
+
+def psnr(first: Tensor, second: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image for a peak of 1: -10 log10(MSE), in dB, (B,) float64."""
+    sums, counts = squared_error(first, second)
+    return -10.0 * torch.log10((sums / counts).clamp_min(1e-12))
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Structural similarity of each image as scikit-image defines it: Gaussian windows of sigma 1.5, (B,)."""
+    from skimage.metrics import structural_similarity
+
+    _check_pair(first, second)
+    values = [
+        structural_similarity(
+            a.cpu().numpy(),
+            b.cpu().numpy(),
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for a, b in zip(first, second, strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def foreground_mask(images: Tensor, tolerance: float = 0.06) -> Tensor:
+    """The picture without its background: what is not the corners' color or does not reach the border in it.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        tolerance: largest difference to the median corner color, in any channel, that is still background.
+
+    Returns:
+        (B, H, W) bool; True in the foreground. Where the corners disagree, everything may be foreground.
+    """
+    from skimage.measure import label
+
+    corners = torch.stack(
+        [images[..., 0, 0], images[..., 0, -1], images[..., -1, 0], images[..., -1, -1]], dim=-1
+    )
+    color = corners.median(dim=-1).values[..., None, None]
+    plain = ((images - color).abs().amax(1) <= tolerance).cpu()
+    masks = torch.ones_like(plain)
+    for index, flat in enumerate(plain.numpy()):
+        components = torch.from_numpy(label(flat, connectivity=1))
+        border = torch.cat([components[0], components[-1], components[:, 0], components[:, -1]]).unique()
+        masks[index] = ~torch.isin(components, border[border > 0])
+    return masks.to(images.device)
+
+
+def kid(
+    first: Tensor, second: Tensor, subset_size: int | None = None, subsets: int = 50, seed: int = 0
+) -> float:
+    """Kernel inception distance: unbiased MMD^2 under k(x, y) = (x.y / d + 1)^3 (arXiv 1801.01401).
+
+    Name a figure by its features: KID-EffNetLite0. Near 0, and at times below it, for equal distributions.
+
+    Args:
+        first: features (n, d), n at least 2.
+        second: features (m, d), m at least 2.
+        subset_size: mean over random subsets of this size; None takes all at once.
+        subsets: how many subsets.
+        seed: of the subsets.
+
+    Raises:
+        ContextDiffusionError: other shapes, or too few features.
+    """
+    _check_features(first, second)
+    if subset_size is None:
+        return float(_mmd2(first.double(), second.double()))
+    if not 2 <= subset_size <= min(len(first), len(second)):
+        raise ContextDiffusionError(
+            f"subset_size is {subset_size}; with {len(first)} and {len(second)} features it can be "
+            f"2 to {min(len(first), len(second))}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(subsets):
+        a = torch.randperm(len(first), generator=generator)[:subset_size]
+        b = torch.randperm(len(second), generator=generator)[:subset_size]
+        values.append(_mmd2(first[a].double(), second[b].double()))
+    return float(torch.stack(values).mean())
+
+
+def polynomial_kernel(first: Tensor, second: Tensor) -> Tensor:
+    """k(x, y) = (x.y / d + 1)^3 for all pairs: (n, d), (m, d) -> (n, m)."""
+    return (first @ second.T / first.shape[1] + 1.0) ** 3
+
+
+def _mmd2(first: Tensor, second: Tensor) -> Tensor:
+    n, m = len(first), len(second)
+    within_first = polynomial_kernel(first, first)
+    within_second = polynomial_kernel(second, second)
+    # The diagonal is left out: that makes the estimate unbiased.
+    return (
+        (within_first.sum() - within_first.diagonal().sum()) / (n * (n - 1))
+        + (within_second.sum() - within_second.diagonal().sum()) / (m * (m - 1))
+        - 2.0 * polynomial_kernel(first, second).mean()
+    )
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Frechet distance of two Gaussians fitted to features: |mu1 - mu2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+
+    Name a figure by its features: Frechet-EffNetLite0; FID means Inception's. Far fewer samples than
+    dimensions bias it upwards: compare equal numbers only.
+
+    Args:
+        first: features (n, d), n at least 2.
+        second: features (m, d), m at least 2.
+
+    Raises:
+        ContextDiffusionError: other shapes, or too few features.
+    """
+    _check_features(first, second)
+    first, second = first.double(), second.double()
+    mean = (first.mean(0) - second.mean(0)).square().sum()
+    cov1, cov2 = torch.cov(first.T).atleast_2d(), torch.cov(second.T).atleast_2d()
+    # Tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
+    values, vectors = torch.linalg.eigh(cov1)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp_min(0).sqrt().sum()
+    return float(mean + cov1.trace() + cov2.trace() - 2.0 * cross)
+
+
+def _check_pair(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or first.ndim != 4:
+        raise ContextDiffusionError(
+            f"images of shapes {tuple(first.shape)} and {tuple(second.shape)}: two equal batches are needed"
+        )
+
+
+def _check_features(first: Tensor, second: Tensor) -> None:
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        raise ContextDiffusionError(
+            f"features of shapes {tuple(first.shape)} and {tuple(second.shape)}: give (n, d) and (m, d)"
+        )
+    if min(len(first), len(second)) < 2:
+        raise ContextDiffusionError(f"{len(first)} and {len(second)} features: at least 2 of each are needed")
