@@ -1,0 +1,200 @@
+"""`context-diffusion data emoji`: nine emoji styles as 128 px images with captions, groups, licences and a split."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import ContextDiffusionError
+from .emoji_styles import (
+    CAPTION_PACKAGES,
+    EMOJIBASE,
+    EMOJILIB,
+    OPENMOJI,
+    STYLES,
+    UNICODE_EMOJI_JSON,
+    emoji_key,
+    has_skin_tone,
+    slug_table,
+)
+from .packages import fetch_package, read_archive
+
+logger = logging.getLogger(__name__)
+
+HELDOUT_SHARE = 0.15
+SPLIT_SEED = "context-diffusion emoji split 1"
+
+
+def build_emoji(out: Path, size: int = 128, workers: int = 2, quiet: bool | None = None) -> dict:
+    """Fetch the pinned packages, render every style and write the data set; what is there already is kept.
+
+    Writes `packages/*.tgz`, `images/STYLE/KEY.png` (RGB over white), `ATTRIBUTION.md` and, last of all, `index.json`.
+
+    Args:
+        out: the data set's folder.
+        size: side of the images in pixels.
+        workers: processes that render.
+        quiet: hide progress bars; None hides them off a terminal.
+
+    Returns:
+        The index: `size`, `emoji` (key -> name, group, subgroup, keywords, heldout), `styles`.
+
+    Raises:
+        ContextDiffusionError: a package cannot be fetched or is not the pinned one, or the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ContextDiffusionError(f"cannot write to {out}: {error.strerror}; choose another --out folder") from error
+    packages = {style.package.name: style.package for style in STYLES}
+    packages.update({package.name: package for package in CAPTION_PACKAGES})
+    archives = {
+        name: fetch_package(package, out / "packages")
+        for name, package in tqdm(packages.items(), desc="packages", disable=quiet)
+    }
+    emoji = read_emoji(archives)
+    slugs = slug_table(archives)
+    counts = {}
+    for style in STYLES:
+        folder = out / "images" / style.name
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = style.pictures(archives[style.package.name], slugs)
+        wanted = {key: picture for key, picture in pictures.items() if key in emoji}
+        counts[style.name] = len(wanted)
+        missing = [(picture, folder / f"{key}.png", size) for key, picture in wanted.items()]
+        missing = [job for job in missing if not job[1].exists()]
+        with ProcessPoolExecutor(workers) as pool:
+            done = pool.map(_render, missing, chunksize=16)
+            for _ in tqdm(done, desc=f"render {style.name}", total=len(missing), disable=quiet):
+                pass
+    index = {
+        "format": 1,
+        "size": size,
+        "emoji": emoji,
+        "styles": {
+            style.name: {
+                "words": style.words,
+                "heldout": style.heldout,
+                "licence": style.package.licence,
+                "attribution": style.package.attribution,
+                "images": counts[style.name],
+            }
+            for style in STYLES
+        },
+    }
+    (out / "ATTRIBUTION.md").write_text(attribution_text())
+    scratch = out / "index.json.tmp"
+    scratch.write_text(json.dumps(index, indent=1, ensure_ascii=False))
+    scratch.replace(out / "index.json")
+    return index
+
+
+def read_emoji(archives: dict[str, Path]) -> dict[str, dict]:
+    """Names, groups, keywords and the fixed split of every emoji, without flags and skin tones.
+
+    Args:
+        archives: package name -> archive path.
+
+    Returns:
+        key -> {name, group, subgroup, keywords, heldout}, in Unicode's order.
+    """
+
+    def read(package: object, path: str) -> object:
+        return json.loads(read_archive(archives[package.name], path)[path])
+
+    def key_of(emoji: str) -> str:
+        return emoji_key("-".join(f"{ord(char):x}" for char in emoji))
+
+    keywords = defaultdict(list)
+    for emoji, words in read(EMOJILIB, "dist/emoji-en-US.json").items():
+        keywords[key_of(emoji)] += [word.replace("_", " ") for word in words]
+    for entry in read(EMOJIBASE, "en/data.json"):
+        keywords[emoji_key(entry["hexcode"])] += entry.get("tags", [])
+    subgroups = {emoji_key(entry["hexcode"]): entry["subgroups"] for entry in read(OPENMOJI, "data/openmoji.json")}
+    emoji = {}
+    for char, entry in read(UNICODE_EMOJI_JSON, "data-by-emoji.json").items():
+        key = key_of(char)
+        if entry["group"] == "Flags" or has_skin_tone(key):
+            continue
+        # Emoticons such as ":D" among the keywords are no words.
+        words = dict.fromkeys(word.lower() for word in keywords[key] if any(char.isalpha() for char in word[1:]))
+        words.pop(entry["name"].lower(), None)
+        emoji[key] = {
+            "name": entry["name"].lower(),
+            "group": entry["group"].lower().replace(" & ", " "),
+            "subgroup": subgroups.get(key, entry["group"].lower()).replace("-", " "),
+            "keywords": list(words)[:16],
+        }
+    heldout = split_heldout({key: entry["group"] for key, entry in emoji.items()})
+    for key, entry in emoji.items():
+        entry["heldout"] = key in heldout
+    return emoji
+
+
+def split_heldout(groups: dict[str, str], share: float = HELDOUT_SHARE) -> set[str]:
+    """The held-out keys: the same share of every group, chosen by hash so that the order of input does not matter.
+
+    Args:
+        groups: key -> group.
+        share: part of each group that is held out, 0 to 1.
+    """
+    by_group = defaultdict(list)
+    for key, group in groups.items():
+        by_group[group].append(key)
+    heldout = set()
+    for keys in by_group.values():
+        keys = sorted(keys, key=lambda key: hashlib.sha256(f"{SPLIT_SEED}:{key}".encode()).digest())
+        heldout.update(keys[: round(share * len(keys))])
+    return heldout
+
+
+def attribution_text() -> str:
+    """The attributions and licences of everything the data set is made of, as Markdown."""
+    rows = [f"| {style.name} | {style.package.attribution} | {style.package.licence} |" for style in STYLES]
+    captions = [f"| captions | {package.attribution} | {package.licence} |" for package in CAPTION_PACKAGES]
+    return "\n".join(
+        [
+            "# Attributions",
+            "",
+            "The images were rendered at 128 px over white from these works:",
+            "",
+            "| part | made by | licence |",
+            "|---|---|---|",
+            *rows,
+            *captions,
+            "",
+        ]
+    )
+
+
+def _render(job: tuple[bytes, Path, int]) -> None:
+    """One SVG or WebP -> one RGB PNG over white, written whole or not at all."""
+    picture, path, size = job
+    if picture[:4] == b"RIFF":
+        image = Image.open(io.BytesIO(picture)).convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+    else:
+        import resvg_py
+
+        png = resvg_py.svg_to_bytes(
+            svg_string=picture.decode(), width=size, height=size, skip_system_fonts=True, background="#ffffff"
+        )
+        image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    if image.size != (size, size):
+        # A picture that is not square is centred on white.
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+        square = Image.new("RGBA", (size, size), "white")
+        square.paste(image, ((size - image.width) // 2, (size - image.height) // 2), image)
+        image = square
+    over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    over_white.save(scratch, format="PNG")
+    scratch.replace(path)
