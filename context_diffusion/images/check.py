@@ -27,8 +27,8 @@ def check_images(images: Tensor, name: str = "images") -> Tensor:
     """
     if not isinstance(images, Tensor):
         raise ContextDiffusionError(
-            f"{name}: got {type(images).__name__}, expected a tensor (B, 3, H, W); convert it with image_from_pil "
-            "or load_image_as_tensor"
+            f"{name}: got {type(images).__name__}, expected a tensor (B, 3, H, W); convert it with "
+            "image_from_pil or load_image_as_tensor"
         )
     shape = tuple(images.shape)
     if not images.is_floating_point():
@@ -40,10 +40,12 @@ def check_images(images: Tensor, name: str = "images") -> Tensor:
     if images.ndim != 4:
         raise ContextDiffusionError(f"{name}: shape is {shape}, expected (3, H, W) or (B, 3, H, W)")
     if images.shape[1] != 3:
-        hint = "; channels come last here: permute them to (B, 3, H, W)" if shape[-1] == 3 else "; convert to RGB"
-        raise ContextDiffusionError(f"{name}: shape is {shape} with {images.shape[1]} channels, expected 3{hint}")
+        hint = "channels come last here: permute to (B, 3, H, W)" if shape[-1] == 3 else "convert to RGB"
+        raise ContextDiffusionError(
+            f"{name}: shape is {shape} with {images.shape[1]} channels, expected 3; {hint}"
+        )
     if images.numel() == 0:
-        raise ContextDiffusionError(f"{name}: shape is {shape}, which holds no pixel; give at least one image")
+        raise ContextDiffusionError(f"{name}: shape is {shape}, which is empty; give at least one image")
     low, high = (value.item() for value in torch.aminmax(images.detach()))
     # aminmax propagates NaN, so that these two numbers tell everything.
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
@@ -53,5 +55,7 @@ def check_images(images: Tensor, name: str = "images") -> Tensor:
             hint = "from [-1, 1] convert with (x + 1) / 2"
         else:
             hint = "divide 8-bit values by 255, or clip"
-        raise ContextDiffusionError(f"{name}: values reach from {low:.4g} to {high:.4g}, expected [0, 1]; {hint}")
+        raise ContextDiffusionError(
+            f"{name}: values reach from {low:.4g} to {high:.4g}, expected [0, 1]; {hint}"
+        )
     return images.clamp(0, 1) if low < 0 or high > 1 else images

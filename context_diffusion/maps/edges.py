@@ -36,7 +36,7 @@ def canny(images: Tensor) -> Tensor:
 
 
 def softedge(images: Tensor) -> Tensor:
-    """Soft edges: gradient magnitude of the lightly blurred image, the strongest colour channel at each pixel.
+    """Soft edges: gradient magnitude of the lightly blurred image, strongest colour channel at each pixel.
 
     A stand-in for the HED network's map of the paper: it has the same look (grey, smooth, brighter where
     contrast is higher), but knows nothing of objects, so that texture shows as strongly as contours. The
@@ -73,7 +73,7 @@ def scribble(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _edge_strength(images: Tensor, sigma: float) -> Tensor:
-    """Gradient magnitude after a Gaussian of `sigma` pixels; 1 for a step of `_FULL_CONTRAST`. (B, 1, H, W)"""
+    """Gradient magnitude (B, 1, H, W) after a Gaussian of `sigma` pixels; 1 for a step of `_FULL_CONTRAST`."""
     radius = math.ceil(3 * sigma)
     weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])
