@@ -130,7 +130,7 @@ def tokenizer_from_json(text: str) -> CLIPTokenizer:
             raise ContextDiffusionError(f"the tokenizer's merge {merge!r} is not made of its tokens")
     for name in _SPECIALS:
         if description[name] not in known:
-            raise ContextDiffusionError(f"the tokenizer's {name} {description[name]!r} is not of its tokens")
+            raise ContextDiffusionError(f"the tokenizer's {name} {description[name]!r} is not in its tokens")
     return _build(description)
 
 

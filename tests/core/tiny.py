@@ -118,7 +118,7 @@ def tiny_model(seed=0, **schedule):
             info={
                 "title": "tiny",
                 "license": "CC0-1.0",
-                "resolution": "64x64",
+                "resolution": 64,
                 "description": "random weights",
             },
         )

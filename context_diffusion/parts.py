@@ -1,0 +1,183 @@
+"""The parts of a model: how a checkpoint describes each, names its weights, and builds it again."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .errors import ContextDiffusionError
+from .visual_context import ContextProjector
+
+if TYPE_CHECKING:
+    from .model import ContextDiffusion
+
+# In the order in which they are built and checked.
+PARTS = ("unet", "projector", "layout_encoder", "vae", "text_encoder", "image_encoder")
+NEEDED_PARTS = ("unet", "projector")
+
+_DIFFUSERS = {"unet": "UNet2DConditionModel", "layout_encoder": "ControlNetModel", "vae": "AutoencoderKL"}
+_TRANSFORMERS = {
+    "text_encoder": ("CLIPTextModel", "CLIPTextConfig"),
+    "image_encoder": ("CLIPVisionModel", "CLIPVisionConfig"),
+}
+
+# What defines a CLIP transformer. A config of transformers holds more (and other things in each release), none
+# of which changes the network.
+_CLIP_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "projection_dim",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+)
+_FIELDS = {
+    "text_encoder": (
+        *_CLIP_FIELDS,
+        "vocab_size",
+        "max_position_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ),
+    "image_encoder": (*_CLIP_FIELDS, "image_size", "patch_size", "num_channels"),
+}
+
+# transformers 4 names the weights with this prefix, transformers 5 without. Files have it, as nearly all CLIP
+# files of the field do.
+_PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
+
+
+def present_parts(model: ContextDiffusion) -> dict[str, nn.Module]:
+    """The parts that a model has, by name."""
+    parts = {name: getattr(model, name) for name in PARTS}
+    return {name: module for name, module in parts.items() if module is not None}
+
+
+def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
+    """A part's config as JSON-ready values, the same under every release of the libraries.
+
+    Raises:
+        ContextDiffusionError: the module is of a class that a checkpoint does not carry.
+    """
+    expected = _class_name(name)
+    # Copies that a library wraps (compiled, parallel) are not what the file describes.
+    if type(module).__name__ != expected:
+        raise ContextDiffusionError(
+            f"the {name} is a {type(module).__name__}: a checkpoint carries {expected} only"
+        )
+    if name == "projector":
+        return {"vision_width": module.linear.in_features, "text_width": module.linear.out_features}
+    if name in _FIELDS:
+        return {field: getattr(module.config, field, None) for field in _FIELDS[name]}
+    config = json.loads(module.to_json_string())
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def build_part(name: str, config: dict[str, Any]) -> nn.Module:
+    """An unfilled part on the meta device: shapes without memory.
+
+    Raises:
+        ContextDiffusionError: the config has an entry that this release of the library does not know, or the
+            library refuses it. The message does not name the file.
+    """
+    if not isinstance(config, dict):
+        raise ContextDiffusionError(f"the {name} config is {config!r}, not a table of settings")
+    if name == "projector":
+        maker, known = ContextProjector, {"vision_width", "text_width"}
+    elif name in _TRANSFORMERS:
+        library = import_module("transformers")
+        model_class, config_class = (getattr(library, each) for each in _TRANSFORMERS[name])
+        known = set(_FIELDS[name])
+
+        def maker(**settings: Any) -> nn.Module:
+            return model_class(config_class(**settings))
+
+    else:
+        maker = getattr(import_module("diffusers"), _DIFFUSERS[name])
+        known = set(inspect.signature(maker.__init__).parameters) - {"self"}
+    # A newer library may have written a switch that is off: leaving it out changes nothing.
+    unknown = sorted(key for key in set(config) - known if config[key] not in (None, False))
+    if unknown:
+        raise ContextDiffusionError(f"the {name} config has entries unknown here: {', '.join(unknown)}")
+    try:
+        with torch.device("meta"):
+            return maker(**{key: value for key, value in config.items() if key in known})
+    # The libraries raise whatever their code runs into on a wrong config: all of it means the same here.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ContextDiffusionError(
+            f"the {name} config does not make a {_class_name(name)} ({reason})"
+        ) from error
+
+
+def fill_buffers(module: nn.Module) -> None:
+    """Give the buffers that no checkpoint carries their values after a build on the meta device."""
+    for path, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        parent, _, leaf = path.rpartition(".")
+        if leaf != "position_ids":
+            raise NotImplementedError(f"buffer {path} of {type(module).__name__} is in no checkpoint")
+        values = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+        module.get_submodule(parent).register_buffer(leaf, values, persistent=False)
+
+
+def file_key(name: str, key: str) -> str:
+    """A weight's name in the file, from its part and its name in `state_dict()`."""
+    prefix = _PREFIXES.get(name, "")
+    return f"{name}.{key}" if key.startswith(prefix) else f"{name}.{prefix}{key}"
+
+
+def file_keys(name: str, module: nn.Module) -> dict[str, str]:
+    """Names in the file -> names in the module, for every weight that a file carries."""
+    # position_ids were saved by releases of transformers before 4.31; they are 0, 1, 2, ...
+    keys = [key for key in module.state_dict() if not key.endswith("embeddings.position_ids")]
+    return {file_key(name, key): key for key in keys}
+
+
+def misfits(model: ContextDiffusion) -> list[str]:
+    """What does not fit between the parts, one line each; empty for a model that works."""
+    found = []
+
+    def compare(left: str, left_value: Any, right: str, right_value: Any) -> None:
+        if left_value != right_value:
+            found.append(f"{left} is {left_value} and {right} is {right_value}: they must be equal")
+
+    unet, linear = model.unet.config, model.projector.linear
+    width = ("the UNet's cross_attention_dim", unet.cross_attention_dim)
+    compare(*width, "the projector's output width", linear.out_features)
+    if model.image_encoder is not None:
+        vision_width = model.image_encoder.config.hidden_size
+        compare("the image encoder's width", vision_width, "the projector's input width", linear.in_features)
+    if model.text_encoder is not None:
+        compare(*width, "the text encoder's width", model.text_encoder.config.hidden_size)
+    if model.layout_encoder is not None:
+        layout = model.layout_encoder.config
+        compare(*width, "the layout encoder's cross_attention_dim", layout.cross_attention_dim)
+        for field in ("in_channels", "block_out_channels", "layers_per_block"):
+            mine, theirs = (getattr(config, field) for config in (unet, layout))
+            if isinstance(mine, list | tuple):
+                mine, theirs = list(mine), list(theirs)
+            compare(f"the UNet's {field}", mine, f"the layout encoder's {field}", theirs)
+    if model.vae is not None:
+        channels = ("the VAE's latent_channels", model.vae.config.latent_channels)
+        compare("the UNet's in_channels", unet.in_channels, *channels)
+    if model.tokenizer is not None and model.text_encoder is not None:
+        rows = model.text_encoder.config.vocab_size
+        if len(model.tokenizer) > rows:
+            found.append(f"the tokenizer has {len(model.tokenizer)} tokens and the text encoder knows {rows}")
+    return found
+
+
+def _class_name(name: str) -> str:
+    if name == "projector":
+        return ContextProjector.__name__
+    return _DIFFUSERS.get(name) or _TRANSFORMERS[name][0]
