@@ -1,5 +1,28 @@
 """Files and tensors. In the core an image is float32 (3, H, W) or (B, 3, H, W) in [0, 1]."""
 
+from ..devices import pick_device, pick_dtype
 from .check import check_images
+from .fit import FITS, check_size, fit_image, parse_color
+from .grid import image_grid
+from .load import IMAGE_SUFFIXES, image_from_pil, list_images, load_image_as_tensor
+from .save import check_image_path, save_image, to_pil
+from .statistics import calculate_mean_std
 
-__all__ = ["check_images"]
+__all__ = [
+    "FITS",
+    "IMAGE_SUFFIXES",
+    "calculate_mean_std",
+    "check_image_path",
+    "check_images",
+    "check_size",
+    "fit_image",
+    "image_from_pil",
+    "image_grid",
+    "list_images",
+    "load_image_as_tensor",
+    "parse_color",
+    "pick_device",
+    "pick_dtype",
+    "save_image",
+    "to_pil",
+]

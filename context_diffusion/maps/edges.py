@@ -73,7 +73,7 @@ def scribble(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _edge_strength(images: Tensor, sigma: float) -> Tensor:
-    """Gradient magnitude (B, 1, H, W) after a Gaussian of `sigma` pixels; 1 for a step of `_FULL_CONTRAST`."""
+    """Gradient magnitude (B, 1, H, W) after a blur of `sigma` pixels; a step of `_FULL_CONTRAST` gives 1."""
     radius = math.ceil(3 * sigma)
     weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])

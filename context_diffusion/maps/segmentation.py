@@ -25,10 +25,11 @@ _RIM = 3.0
 def segmentation(images: Tensor) -> Tensor:
     """Areas of like colour, coloured from a fixed palette by order of size.
 
-    A stand-in for a semantic segmentation network: regions are not objects, and a region's colour says how large
-    it is among its neighbours and not what it is. Colours repeat after sixteen regions. Even areas are one region
-    each; what lies further from those, as in photographs, is divided by Felzenszwalb's graph method
-    (scikit-image), which alone would make regions of the antialiased rims in drawings.
+    A stand-in for a semantic segmentation network: regions are not objects, and a region's colour says
+    how large it is among its neighbours and not what it is. Colours repeat after sixteen regions. Even
+    areas are one region each; what lies further from those, as in photographs, is divided by
+    Felzenszwalb's graph method (scikit-image), which alone would make regions of the antialiased rims in
+    drawings.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
