@@ -208,7 +208,7 @@ class EncodingMixin:
             choice = ", ".join(OUTPUT_TYPES)
             raise ContextDiffusionError(f"output_type is {output_type!r}; choose one of {choice}")
         if self.vae is None and (output_type != "latent" or has_image):
-            raise ContextDiffusionError("the model has no VAE: load one, or ask for latents and give no image")
+            raise ContextDiffusionError("the model has no VAE: load one, or ask for latents, without image")
         unknown = sorted(set(callback_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             choice = ", ".join(self._callback_tensor_inputs)
