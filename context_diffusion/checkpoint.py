@@ -128,7 +128,7 @@ def load_checkpoint(
 
     Raises:
         ContextDiffusionError: the file is missing, empty, truncated, a pickle, of another origin or version;
-            keys are missing or too many; shapes are wrong; weights are not finite; parts do not fit each other.
+            keys are missing or too many; shapes are wrong; weights are not finite; parts do not fit.
     """
     path = Path(path)
     header = read_header(path)
@@ -247,7 +247,7 @@ def _read_config(path: Path, header: Header) -> dict[str, Any]:
     if text is None:
         first = next(iter(sorted(header.tensors)), "no tensor at all")
         raise ContextDiffusionError(
-            f"{path} is a .safetensors file of another origin (no Context Diffusion metadata, first key {first}): "
+            f"{path} is of another origin (no Context Diffusion metadata, first key {first}): "
             "make a model of a Stable Diffusion folder with ContextDiffusion.from_stable_diffusion"
         )
     try:

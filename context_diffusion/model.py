@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,17 @@ class ContextDiffusion(nn.Module):
         self.image_encoder = image_encoder
         self.schedule = {**DEFAULT_SCHEDULE, **(schedule or {})}
         self.info = dict(info or {})
+
+    @classmethod
+    def from_stable_diffusion(cls, stable_diffusion: str | Path, clip: str | Path, **options: Any) -> ContextDiffusion:
+        """Start from a StableDiffusionPipeline folder and a CLIPModel folder on disk.
+
+        Layout encoder and projector are fresh; see `from_stable_diffusion.build_from_stable_diffusion` for the
+        options and the errors.
+        """
+        from .from_stable_diffusion import build_from_stable_diffusion
+
+        return build_from_stable_diffusion(stable_diffusion, clip, **options)
 
     @property
     def context_tokens(self) -> int:

@@ -26,8 +26,8 @@ _TRANSFORMERS = {
     "image_encoder": ("CLIPVisionModel", "CLIPVisionConfig"),
 }
 
-# What defines a CLIP transformer. A config of transformers holds more (and other things in each release), none
-# of which changes the network.
+# What defines a CLIP transformer. A config of transformers holds more, and other things in each release;
+# none of it changes the network.
 _CLIP_FIELDS = (
     "hidden_size",
     "intermediate_size",

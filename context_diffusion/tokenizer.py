@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,36 +50,28 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> CLIPTokenizer:
     Raises:
         ContextDiffusionError: `vocab_size` has no room for the bytes.
     """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, normalizers, pre_tokenizers
 
     if vocab_size < SMALLEST_VOCABULARY:
         raise ContextDiffusionError(
             f"vocab_size is {vocab_size}: bytes and special tokens alone need {SMALLEST_VOCABULARY}"
         )
-    learner = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
-    learner.normalizer = normalizers.Sequence(
+    normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
+    splitter = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
+    words: Counter[str] = Counter()
+    for caption in captions:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        initial_alphabet=alphabet,
-        end_of_word_suffix=END_OF_WORD,
-        show_progress=False,
-    )
-    learner.train_from_iterator(captions, trainer)
-
-    # The learner keeps only the bytes that it met at the end of a word: lay the vocabulary out anew.
     tokens = dict.fromkeys([*alphabet, *(byte + END_OF_WORD for byte in alphabet)])
     merges = []
-    for left, right in _read_merges(json.loads(learner.to_str())["model"]["merges"]):
+    for left, right in _learn_merges(words):
         if left + right not in tokens and len(tokens) + 2 >= vocab_size:
             break
         tokens[left + right] = None
@@ -144,6 +139,53 @@ def save_vocabulary_files(tokenizer: CLIPTokenizer, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _write_files(_describe(tokenizer), folder)
     return folder
+
+
+def _learn_merges(words: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Join the most frequent pair of neighbours in all words, again and again, while one appears twice.
+
+    Ties go to the first pair in the alphabet. The trainer of the `tokenizers` library breaks them anew in
+    each run: two runs over the same captions would not share their ids.
+    """
+    spellings = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
+    counts = list(words.values())
+    total: Counter[tuple[str, str]] = Counter()
+    homes: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for index, symbols in enumerate(spellings):
+        for pair in pairwise(symbols):
+            total[pair] += counts[index]
+            homes[pair].add(index)
+    queue = [(-count, pair) for pair, count in total.items()]
+    heapify(queue)
+    while queue:
+        negative, best = heappop(queue)
+        if total[best] != -negative:
+            continue  # an older count: the newer one is in the queue too
+        if total[best] < 2:
+            return
+        yield best
+        changed = set()
+        for index in homes.pop(best):
+            for pair in pairwise(spellings[index]):
+                total[pair] -= counts[index]
+                changed.add(pair)
+            spellings[index] = _join(spellings[index], best)
+            for pair in pairwise(spellings[index]):
+                total[pair] += counts[index]
+                homes[pair].add(index)
+                changed.add(pair)
+        for pair in changed - {best}:
+            heappush(queue, (-total[pair], pair))
+
+
+def _join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """A word's symbols with every occurrence of the pair made one, from the left."""
+    joined, index = [], 0
+    while index < len(symbols):
+        width = 2 if tuple(symbols[index : index + 2]) == pair else 1
+        joined.append("".join(symbols[index : index + width]))
+        index += width
+    return joined
 
 
 def _build(description: dict) -> CLIPTokenizer:
