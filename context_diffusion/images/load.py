@@ -149,13 +149,13 @@ def _decode(path: Path) -> Image.Image:
             file.seek(0)
             try:
                 with warnings.catch_warnings():
-                    # Pillow warns from half its limit on; the limit here is ours.
-                    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                    # Pillow warns of large pictures (the limit here is ours) and of damaged metadata.
+                    warnings.simplefilter("ignore")
                     pil = Image.open(file)
-                if pil.width * pil.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                pil.load()
-                _orientation(pil)  # read and kept by Pillow while the file is open
+                    if pil.width * pil.height > MAX_PIXELS:
+                        raise Image.DecompressionBombError
+                    pil.load()
+                    _orientation(pil)  # read and kept by Pillow while the file is open
                 return pil
             except UnidentifiedImageError as error:
                 raise ContextDiffusionError(

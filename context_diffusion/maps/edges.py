@@ -30,8 +30,12 @@ def canny(images: Tensor) -> Tensor:
     """
     from kornia.filters import canny as kornia_canny
 
+    height, width = images.shape[-2:]
+    # Kornia's blur mirrors two pixels at each side, which a picture of fewer than three does not have.
+    padded = F.pad(images.float(), (0, max(0, 3 - width), 0, max(0, 3 - height)), mode="replicate")
     with torch.no_grad():
-        _, edges = kornia_canny(images.float())
+        _, edges = kornia_canny(padded)
+    edges = edges[..., :height, :width]
     return edges.clamp(0, 1).expand(-1, 3, -1, -1).to(images.dtype).contiguous()
 
 
