@@ -109,7 +109,9 @@ def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtyp
             f"{path} cannot be written: {reason}; choose another place or make room"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # After success it has its new name; where the folder could not be made there never was one.
+        if temporary.exists():
+            temporary.unlink()
     return path
 
 
