@@ -99,8 +99,8 @@ def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtyp
         temporary.touch()
         mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
         save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(mode)
         _sync(temporary)
+        temporary.chmod(mode)
         os.replace(temporary, target)
         _sync(target.parent)
     except (OSError, SafetensorError) as error:
