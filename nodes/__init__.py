@@ -1,0 +1,1 @@
+"""The nodes that people drag, thin over `context_diffusion`. None yet."""
