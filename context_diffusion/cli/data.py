@@ -1,0 +1,50 @@
+"""`context-diffusion data`: make the data sets that the bundled model was trained on."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from .parser import new_command, whole_number
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `data emoji`."""
+    parser = commands.add_parser(
+        "data", help="make a training data set", description="Make a training data set."
+    )
+    sets = parser.add_subparsers(title="data sets", metavar="NAME", required=True)
+    emoji = new_command(
+        sets,
+        "emoji",
+        run_emoji,
+        help="nine emoji styles from public packages",
+        description=(
+            "Fetch the pinned emoji packages with npm, check their integrity, and render nine styles "
+            "as images with captions, groups, licences and the fixed split. A run that was stopped goes "
+            "on where it was."
+        ),
+    )
+    emoji.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    emoji.add_argument(
+        "--size", type=whole_number(16, 1024), default=128, help="side of the images in pixels (128)"
+    )
+    emoji.add_argument("--workers", type=whole_number(1), default=2, help="processes that render (2)")
+
+
+def run_emoji(arguments: argparse.Namespace) -> int:
+    """Build the emoji data set."""
+    if find_spec("resvg_py") is None:
+        # Found out before the packages are fetched.
+        raise ModuleNotFoundError("No module named 'resvg_py'", name="resvg_py")
+    from ..data.emoji import build_emoji
+
+    index = build_emoji(arguments.out, arguments.size, arguments.workers)
+    images = sum(style["images"] for style in index["styles"].values())
+    heldout = sum(entry["heldout"] for entry in index["emoji"].values())
+    print(
+        f"{arguments.out}: {images:,} images of {len(index['emoji']):,} emoji ({heldout:,} held out) "
+        f"in {len(index['styles'])} styles, {index['size']} pixels"
+    )
+    return 0

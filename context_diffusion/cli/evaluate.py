@@ -1,0 +1,41 @@
+"""`context-diffusion evaluate`: figures of a model on data that training never saw."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from ..evaluation.__main__ import add_arguments
+from ..evaluation.__main__ import run as run_protocol
+from ..pretrained import find_model
+from .outputs import check_writable
+from .parser import new_command
+
+_EPILOG = """\
+A run that was stopped goes on where it was. Two processes share the work when one gets --shard 0/2 and
+the other --shard 1/2; the figures are written to OUT by the one that finds every image there.
+"""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `evaluate heldout`."""
+    parser = commands.add_parser("evaluate", help="measure a model", description="Measure a model.")
+    protocols = parser.add_subparsers(title="protocols", metavar="NAME", required=True)
+    heldout = new_command(
+        protocols,
+        "heldout",
+        run_heldout,
+        help="held-out emoji and styles, with bootstrap intervals",
+        description="Make images of held-out emoji in every setting and measure them.",
+        epilog=_EPILOG,
+    )
+    add_arguments(heldout)
+
+
+def run_heldout(arguments: argparse.Namespace) -> int:
+    """Run the protocol, or this shard of it."""
+    arguments.model = find_model(arguments.model)
+    check_writable(arguments.out / "heldout.md")
+    logging.getLogger("context_diffusion").setLevel(logging.INFO)
+    run_protocol(arguments)
+    return 0

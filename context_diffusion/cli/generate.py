@@ -1,0 +1,252 @@
+"""`context-diffusion generate`: images from context images, a query image and a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ContextDiffusionError
+from ..pretrained import DEFAULT_MODEL, find_model
+from .inputs import Inputs, collect_inputs
+from .outputs import check_writable, numbered
+from .parser import new_command, number, whole_number
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# The names in `maps.MAPS`, `images.FITS` and `visual_context.AGGREGATIONS`: repeated here because those
+# modules import torch, which takes longer than the rest of `--help`. A test compares them.
+MAP_NAMES = ("none", "canny", "softedge", "segmentation", "depth", "normal", "scribble")
+FIT_NAMES = ("crop", "pad", "stretch")
+AGGREGATION_NAMES = ("mean", "sum", "concat")
+
+# Images sampled in one go: more would need memory and save little time.
+_AT_ONCE = 8
+
+_EPILOG = """\
+Give at least one of --context, --query, --prompt or --example.
+
+examples:
+  context-diffusion generate --example moon-camp --grid --out moon.png
+  context-diffusion generate --context a.png b.png c.png --prompt "a lighthouse" --out lighthouse.png
+  context-diffusion generate --context a.png b.png --query photo.jpg --map softedge --out redrawn.png
+  context-diffusion generate --query lines.png --map none --prompt "camping, black line art" --out camp.png
+"""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `generate` and its options."""
+    parser = new_command(
+        commands,
+        "generate",
+        run,
+        help="make images",
+        description="Make images from context images (the style), a query image (the layout) and a prompt.",
+        epilog=_EPILOG,
+    )
+    what = parser.add_argument_group("what to draw")
+    what.add_argument(
+        "--context", nargs="+", type=Path, metavar="IMAGE", help="images whose style to take, any number"
+    )
+    what.add_argument(
+        "--context-weights",
+        nargs="+",
+        type=number(0),
+        metavar="W",
+        help="one number an image; default: all 1",
+    )
+    what.add_argument(
+        "--aggregation",
+        choices=AGGREGATION_NAMES,
+        default="mean",
+        help="how context images are joined (mean)",
+    )
+    what.add_argument("--query", type=Path, metavar="IMAGE", help="image whose layout to keep")
+    what.add_argument(
+        "--map", choices=MAP_NAMES, help="what to take of the query; none: the query is a map already (none)"
+    )
+    what.add_argument("--prompt", metavar="TEXT", help="what to draw, in words")
+    what.add_argument("--negative-prompt", metavar="TEXT", help="what to keep away from, in words")
+    what.add_argument(
+        "--example",
+        metavar="NAME",
+        help="inputs that came with the package; `context-diffusion info` lists them",
+    )
+    what.add_argument(
+        "--fit", choices=FIT_NAMES, default="crop", help="how images of other proportions are fitted (crop)"
+    )
+
+    how = parser.add_argument_group("how to draw it")
+    how.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME-OR-FILE",
+        help=f"bundled name or .safetensors file ({DEFAULT_MODEL})",
+    )
+    how.add_argument(
+        "--steps", type=whole_number(1), default=20, help="sampling steps: more is slower and cleaner (20)"
+    )
+    how.add_argument(
+        "--text-guidance",
+        type=number(),
+        default=3.0,
+        metavar="G",
+        help="how much the prompt counts; 1 is off (3)",
+    )
+    how.add_argument(
+        "--context-guidance",
+        type=number(),
+        default=3.0,
+        metavar="G",
+        help="how much the context counts; 1 is off (3)",
+    )
+    how.add_argument(
+        "--layout-strength",
+        type=number(0),
+        default=1.0,
+        metavar="S",
+        help="how much the query counts; 0 is off (1)",
+    )
+    how.add_argument(
+        "--layout-start",
+        type=number(0, 1),
+        default=0.0,
+        metavar="T",
+        help="share of the steps where the query sets in (0)",
+    )
+    how.add_argument(
+        "--layout-end",
+        type=number(0, 1),
+        default=1.0,
+        metavar="T",
+        help="share of the steps where it ends (1)",
+    )
+    how.add_argument(
+        "--seed",
+        type=whole_number(0, 2**62),
+        default=0,
+        help="another number, another image; image i has seed + i (0)",
+    )
+    how.add_argument(
+        "--height", type=whole_number(1), metavar="PIXELS", help="of the images; default: the model's own"
+    )
+    how.add_argument(
+        "--width", type=whole_number(1), metavar="PIXELS", help="of the images; default: the model's own"
+    )
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
+    how.add_argument("--dtype", default="auto", help="auto, fp32, fp16, bf16 (auto)")
+
+    out = parser.add_argument_group("where to")
+    out.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".png, .jpg or .webp; several images get FILE-1, FILE-2, ...",
+    )
+    out.add_argument("--num-images", type=whole_number(1), default=1, metavar="N", help="how many images (1)")
+    out.add_argument(
+        "--grid", action="store_true", help="write one picture with the inputs and all outputs side by side"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything that can be checked, then load the model, sample and write."""
+    inputs = collect_inputs(arguments)
+    from ..images import check_image_path
+
+    files = [arguments.out] if arguments.grid else numbered(arguments.out, arguments.num_images)
+    for file in files:
+        check_image_path(file)
+    check_writable(files[0])
+
+    model_path = find_model(arguments.model)
+    from ..checkpoint import read_metadata
+    from ..devices import pick_device, pick_dtype
+    from ..images import load_image_as_tensor, save_image
+
+    device = pick_device(arguments.device)
+    dtype = pick_dtype(device, arguments.dtype)
+    height, width, encoder_size = _sizes(arguments, read_metadata(model_path))
+    # Cropping is left to the model, which does it from the full resolution.
+    seen = None if arguments.fit == "crop" else encoder_size
+    context = [load_image_as_tensor(path, seen, fit=arguments.fit) for path in inputs.context]
+    query = load_image_as_tensor(inputs.query, (height, width), fit=arguments.fit) if inputs.query else None
+
+    outputs = []
+    for images in _sample(arguments, inputs, context, query, model_path, device, dtype):
+        if not arguments.grid:
+            for image in images:
+                print(save_image(image, files[len(outputs)]))
+                outputs.append(image)
+        else:
+            outputs.extend(images)
+    if arguments.grid:
+        from .grid import inputs_and_outputs
+
+        print(save_image(inputs_and_outputs(query, inputs.map_name, context, outputs), arguments.out))
+    return 0
+
+
+def _sizes(arguments: argparse.Namespace, metadata: dict) -> tuple[int, int, int]:
+    """Height and width of the images, and the side of what the image encoder sees, in pixels."""
+    config = metadata["config"]
+    factor = 2 ** (len(config["vae"]["block_out_channels"]) - 1) if "vae" in config else 8
+    own = config["unet"].get("sample_size") or 16
+    own = metadata["info"].get("resolution") or factor * (own if isinstance(own, int) else own[0])
+    height, width = arguments.height or own, arguments.width or own
+    for name, side in (("height", height), ("width", width)):
+        if side % factor:
+            near = max(factor, round(side / factor) * factor)
+            raise ContextDiffusionError(
+                f"{name} is {side}, which the model's VAE cannot take: give a multiple of {factor}, "
+                f"such as {near}"
+            )
+    return height, width, config.get("image_encoder", {}).get("image_size", own)
+
+
+def _sample(
+    arguments: argparse.Namespace,
+    inputs: Inputs,
+    context: list[Tensor],
+    query: Tensor | None,
+    model_path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Tensor]:
+    """Batches of images (B, 3, H, W) in [0, 1], on the CPU."""
+    import torch
+
+    from ..pipeline import ContextDiffusionPipeline
+
+    pipe = ContextDiffusionPipeline.from_single_file(model_path, torch_dtype=dtype, device=device)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="sampling")
+    for first in range(0, arguments.num_images, _AT_ONCE):
+        count = min(_AT_ONCE, arguments.num_images - first)
+        # Noise from the CPU, one generator an image: neither the device nor the number of images changes it.
+        seeds = [arguments.seed + first + offset for offset in range(count)]
+        images = pipe(
+            prompt=inputs.prompt,
+            context_images=context or None,
+            context_weights=arguments.context_weights,
+            query_image=query,
+            map_name=inputs.map_name,
+            negative_prompt=arguments.negative_prompt,
+            height=arguments.height,
+            width=arguments.width,
+            num_inference_steps=arguments.steps,
+            text_guidance=arguments.text_guidance,
+            context_guidance=arguments.context_guidance,
+            aggregation=arguments.aggregation,
+            layout_strength=arguments.layout_strength,
+            layout_start=arguments.layout_start,
+            layout_end=arguments.layout_end,
+            num_images_per_prompt=count,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images
+        yield images.float().cpu()

@@ -1,0 +1,77 @@
+"""`context-diffusion train`: one stage of training in one or several processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .parser import new_command, whole_number
+
+_EPILOG = """\
+A run that was stopped, or killed, goes on from its last saved state when the same command is given again.
+Watch it with `tensorboard --logdir OUT/logs`; grids of samples are in OUT/samples.
+"""
+
+# Options that replace values of the config and are passed on to every process.
+_PASSED_ON = ("steps", "out", "data", "seed", "threads", "stop_after")
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `train`."""
+    parser = new_command(
+        commands,
+        "train",
+        run,
+        help="train one stage of a model",
+        description="Train one stage of a model as a TOML file says; options replace its values.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG.toml", help="such as configs/emoji-128/1-vae.toml"
+    )
+    parser.add_argument(
+        "--processes", type=whole_number(1), metavar="N", help="processes that average their gradients"
+    )
+    parser.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads of each process")
+    parser.add_argument("--steps", type=whole_number(1), metavar="N", help="optimizer steps in all")
+    parser.add_argument(
+        "--stop-after", type=whole_number(1), metavar="N", help="leave after this step, with the state saved"
+    )
+    parser.add_argument("--data", metavar="DIR", help="what `context-diffusion data` made")
+    parser.add_argument("--out", metavar="DIR", help="weights, state, logs and samples go here")
+    parser.add_argument("--seed", type=whole_number(0), metavar="N", help="of weights, batches and noise")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the config, then start the processes; the first bad exit code of theirs is ours."""
+    from ..training.config import load_config
+    from .launch import launch
+    from .outputs import check_writable
+
+    overrides = {
+        name: getattr(arguments, name) for name in (*_PASSED_ON, "processes") if name != "stop_after"
+    }
+    config = load_config(arguments.config, overrides)
+    check_writable(Path(config.out) / "state.safetensors")
+    command = [sys.executable, "-m", "context_diffusion.training", str(arguments.config)]
+    for name in _PASSED_ON:
+        value = getattr(arguments, name)
+        if value is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    return launch(command, config.processes, _environment(config.processes, config.threads))
+
+
+def _environment(processes: int, threads: int) -> dict[str, str]:
+    """Environment variables for the training processes, beside those that are set."""
+    import torch
+
+    variables = {"OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // processes))}
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        variables["ACCELERATE_USE_CPU"] = "true"
+        if sys.platform == "linux":
+            # Large temporary buffers would else go back to the system and be faulted in anew at each step.
+            variables |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+    # A value that the user has set counts.
+    return {**variables, **os.environ}
