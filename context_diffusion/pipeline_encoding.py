@@ -29,7 +29,7 @@ class EncodingMixin:
         """The parts as a `ContextDiffusion` that shares their weights: what `save_checkpoint` takes."""
         return ContextDiffusion(
             self.unet,
-            self.projector,
+            self.projector.plain(),
             layout_encoder=self.layout_encoder,
             vae=self.vae,
             text_encoder=self.text_encoder,

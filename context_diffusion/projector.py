@@ -5,6 +5,7 @@ Only the pipeline needs it: `visual_context.ContextProjector` alone works withou
 
 from __future__ import annotations
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
@@ -26,8 +27,15 @@ class PretrainedContextProjector(ContextProjector, ModelMixin, ConfigMixin):
     @classmethod
     def of(cls, projector: ContextProjector) -> PretrainedContextProjector:
         """The same projector as a diffusers model; the two share their weights."""
-        if isinstance(projector, cls):
-            return projector
+        return projector if isinstance(projector, cls) else _sharing(cls, projector)
+
+    def plain(self) -> ContextProjector:
+        """The same projector as a bare `ContextProjector`; the two share their weights."""
+        return _sharing(ContextProjector, self)
+
+
+def _sharing(cls: type[ContextProjector], projector: ContextProjector) -> ContextProjector:
+    with torch.device("meta"):  # no weights to make, no random numbers drawn
         shared = cls(projector.linear.in_features, projector.linear.out_features)
-        shared.linear = projector.linear
-        return shared.train(projector.training)
+    shared.linear = projector.linear
+    return shared.train(projector.training)
