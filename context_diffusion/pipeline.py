@@ -139,16 +139,17 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
                 where the file leaves them out.
 
         Raises:
-            ContextDiffusionError: not such a checkpoint, or an unknown part.
+            ContextDiffusionError: no such file or name, not such a checkpoint, or an unknown part.
         """
         from .checkpoint import load_checkpoint
+        from .pretrained import find_model
 
         unknown = sorted(set(parts) - set(cls._optional_components))
         if unknown:
             raise ContextDiffusionError(
                 f"from_single_file got {', '.join(unknown)}; parts are {', '.join(cls._optional_components)}"
             )
-        model = load_checkpoint(path, device=device, dtype=torch_dtype)
+        model = load_checkpoint(find_model(path), device=device, dtype=torch_dtype)
         for name, part in parts.items():
             setattr(model, name, part)
         return cls.from_model(model.eval(), scheduler)
