@@ -21,7 +21,7 @@ class Regions:
     image: Tensor
 
 
-def color_regions(images: Tensor, levels: int = 16, border: int = 2, min_area: int = 40) -> Regions:
+def color_regions(images: Tensor, levels: int = 6, border: int = 2, min_area: int = 40) -> Regions:
     """Connected areas of nearly constant color, less their borders.
 
     Colors are cut to `levels` a channel; areas of one such color (4-connected) lose `border` pixels all

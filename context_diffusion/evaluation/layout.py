@@ -26,28 +26,12 @@ def edges(images: Tensor) -> Tensor:
     return torch.stack([torch.from_numpy(one) for one in found]).to(images.device)
 
 
-def map_lines(maps: Tensor, threshold: float = 0.5) -> Tensor:
-    """The lines of a query map, one pixel wide: what is above the threshold, made thin.
-
-    Args:
-        maps: (B, 3, H, W) in [0, 1], white lines on black.
-        threshold: of the mean over channels.
-
-    Returns:
-        (B, H, W) bool.
-    """
-    from skimage.morphology import skeletonize
-
-    bold = (maps.mean(1) > threshold).cpu().numpy()
-    return torch.stack([torch.from_numpy(skeletonize(one)) for one in bold]).to(maps.device)
-
-
 def edge_f1(found: Tensor, wanted: Tensor, tolerance: int = 1) -> Tensor:
     """F1 of edges: precision is the share of `found` near `wanted`, recall the reverse.
 
     Args:
         found: (B, H, W) bool, say `edges(generated)`.
-        wanted: the same shape, say `edges(truth)` or `map_lines(query)`.
+        wanted: the same shape, say `edges` of the image that the query map was made of.
         tolerance: pixels, in both directions and diagonally; 1 at 128 px.
 
     Returns:

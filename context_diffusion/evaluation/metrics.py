@@ -166,7 +166,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     _check_features(first, second)
     first, second = first.double(), second.double()
     mean = (first.mean(0) - second.mean(0)).square().sum()
-    cov1, cov2 = torch.cov(first.T).atleast_2d(), torch.cov(second.T).atleast_2d()
+    cov1, cov2 = torch.atleast_2d(torch.cov(first.T)), torch.atleast_2d(torch.cov(second.T))
     # Tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
     values, vectors = torch.linalg.eigh(cov1)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -150,32 +150,38 @@ def kid_interval(
 ) -> Interval:
     """KID between generated images and their truths, resampled over groups in pairs.
 
-    A sample drawn twice is never compared with itself: its pairs with its own copies are left out, as the
-    unbiased estimate leaves out the diagonal.
+    A sample drawn twice is never compared with its own copy, as the unbiased estimate leaves out the
+    diagonal; with its own truth it is compared as often as it was drawn. Squares of the weights there would
+    shift the resamples away from the value.
 
     Args:
-        first: features of generated images (n, d).
+        first: features of generated images (n, d); (m, n, d) for m seeds, whose KIDs are averaged.
         second: features of the truths (n, d), aligned with `first`.
         groups: the group of each row.
         samples: resamples.
         seed: of the resamples.
         level: of the interval, 0 to 1.
     """
-    if first.shape != second.shape:
+    first = first[None] if first.ndim == 2 else first
+    if first.ndim != 3 or first.shape[1:] != second.shape:
         raise ContextDiffusionError(
             f"features of shapes {tuple(first.shape)} and {tuple(second.shape)}: rows must belong together"
         )
     first, second = first.double(), second.double()
-    within = polynomial_kernel(first, first) + polynomial_kernel(second, second)
+    # KID is linear in its kernels: the mean over seeds of the kernels gives the mean of their KIDs.
+    within = polynomial_kernel(second, second)
+    within = within + sum(polynomial_kernel(one, one) for one in first) / len(first)
     within.fill_diagonal_(0.0)
-    across = polynomial_kernel(first, second)
+    across = sum(polynomial_kernel(one, second) for one in first) / len(first)
     weights = torch.cat(
-        [torch.ones(1, len(first), dtype=torch.float64), resample_groups(groups, samples, seed)]
+        [torch.ones(1, len(second), dtype=torch.float64), resample_groups(groups, samples, seed)]
     )
     total = weights.sum(1)
     pairs = total.square() - weights.square().sum(1)
+    own = weights @ across.diagonal()
+    across = across - across.diagonal().diag()
     values = ((weights @ within) * weights).sum(1) / pairs
-    values = values - 2.0 * ((weights @ across) * weights).sum(1) / total.square()
+    values = values - 2.0 * (((weights @ across) * weights).sum(1) + own) / (pairs + total)
     return _interval(values[0], values[1:], level)
 
 

@@ -1,0 +1,129 @@
+"""`python -m context_diffusion.evaluation`: the held-out figures of a model, from one command.
+
+Generation goes on where it stopped, and may be shared: run one process with `--shard 0/2` and one with
+`--shard 1/2`; when every image is there, a run of either measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import sys
+from pathlib import Path
+
+from ..errors import ContextDiffusionError
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint, a .safetensors file")
+    parser.add_argument("--data", type=Path, required=True, help="folder of `context-diffusion data emoji`")
+    parser.add_argument(
+        "--squeezenet", type=Path, required=True, help="SqueezeNet weights; see --fetch-squeezenet"
+    )
+    parser.add_argument(
+        "--fetch-squeezenet", action="store_true", help="download those weights first if missing"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for images and figures")
+    parser.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="make every N-th chunk from the I-th on"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="of text and of context (default 3)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seen", type=int, default=630, help="images in the train styles")
+    parser.add_argument("--unseen", type=int, default=320, help="images in the unseen styles")
+    parser.add_argument("--transforms", type=int, default=320, help="images under held-out style transforms")
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Generate what is missing; measure when all is there.
+
+    Returns:
+        Whether the figures were written.
+    """
+    from ..checkpoint import load_checkpoint
+    from ..data.library import EmojiLibrary
+    from .encoder_probes import probe_encoder
+    from .features import load_squeezenet
+    from .fetch import fetch_feature_weights
+    from .heldout import generate_heldout
+    from .protocol import heldout_cases
+    from .sampling import FlowSampler
+    from .summary import fit_judges, summarise
+    from .tables import write_report
+
+    shard = parse_shard(options.shard)
+    if options.fetch_squeezenet and not options.squeezenet.exists():
+        fetch_feature_weights(options.squeezenet)
+    squeezenet = load_squeezenet(options.squeezenet)
+    library = EmojiLibrary(options.data)
+    model = load_checkpoint(options.model).eval()
+    cases = heldout_cases(library, options.seen, options.unseen, options.transforms)
+    digest = hashlib.sha256(options.model.read_bytes()).hexdigest()[:16]
+    complete = generate_heldout(
+        model,
+        FlowSampler(model, options.steps, options.guidance, options.guidance),
+        library,
+        cases,
+        options.out / "images",
+        fingerprint=f"model {digest}, {options.steps} Euler steps, guidance {options.guidance:g}",
+        seeds=options.seeds,
+        batch_size=options.batch_size,
+        shard=shard,
+    )
+    if not complete:
+        logger.info("this shard is done; others are still to come")
+        return False
+    report = {
+        "protocol": {
+            "model": options.model.name,
+            "sha256": digest,
+            "query": "soft edge of the target",
+            "context_images": len(cases[0].context),
+            "seeds": options.seeds,
+            "steps": options.steps,
+            "guidance": options.guidance,
+        },
+        "parts": summarise(
+            library,
+            cases,
+            options.out / "images",
+            fit_judges(library, squeezenet),
+            seeds=options.seeds,
+            batch_size=options.batch_size,
+        ),
+        "probes": probe_encoder(model.image_encoder, library),
+    }
+    for path in write_report(report, options.out):
+        logger.info("wrote %s", path)
+    return True
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "0/2" -> (0, 2)."""
+    index, slash, total = text.partition("/")
+    if not (slash and index.isdigit() and total.isdigit() and int(index) < int(total)):
+        raise ContextDiffusionError(f"--shard is {text!r}: give I/N such as 0/2, with I below N")
+    return int(index), int(total)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="python -m context_diffusion.evaluation", description=__doc__)
+    add_arguments(parser)
+    try:
+        run(parser.parse_args(arguments))
+    except ContextDiffusionError as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
