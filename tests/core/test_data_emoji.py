@@ -1,0 +1,320 @@
+"""The emoji data: packages that are checked, names, the split, captions, and the data set in memory."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import stat
+import sys
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from context_diffusion.data.captions import COLOR_NAMES, dominant_colors, emoji_caption, nearest_color_names
+from context_diffusion.data.emoji import attribution_text, split_heldout
+from context_diffusion.data.emoji_styles import (
+    HELDOUT_STYLES,
+    STYLES,
+    TRAIN_STYLES,
+    _by_file_name,
+    _iconify,
+    emoji_key,
+    has_skin_tone,
+    slugify,
+)
+from context_diffusion.data.library import EmojiLibrary, background_mask
+from context_diffusion.data.packages import Package, fetch_package, read_archive
+from context_diffusion.errors import ContextDiffusionError
+
+
+def archive_bytes(files):
+    """A .tgz as npm writes it: everything below package/."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+CONTENT = archive_bytes({"svg/1F600.svg": b"<svg/>", "readme.md": b"hello"})
+PACKAGE = Package(
+    "@scope/icons", "1.2.3", base64.b64encode(hashlib.sha512(CONTENT).digest()).decode(), "MIT", "us"
+)
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """Put a program called npm first on the path; gives a function that says what it does."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=None)
+
+    def behave(code):
+        script = folder / "npm"
+        calls = f"open({str(tmp_path / 'calls')!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')"
+        script.write_text(f"#!{sys.executable}\nimport sys\n{calls}\n{code}\n")
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+
+    behave.calls = lambda: (tmp_path / "calls").read_text().splitlines()
+    return behave
+
+
+def write_archive(content):
+    return f"open('scope-icons-1.2.3.tgz', 'wb').write({content!r})"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script on the path")
+class TestFetching:
+    def test_the_pinned_package(self, npm, tmp_path):
+        npm(write_archive(CONTENT))
+        archive = fetch_package(PACKAGE, tmp_path / "packages")
+        assert archive.read_bytes() == CONTENT and archive.name == "scope-icons-1.2.3.tgz"
+        assert npm.calls()[0].split()[0] == "pack" and npm.calls()[0].endswith("@scope/icons@1.2.3")
+        fetch_package(PACKAGE, tmp_path / "packages")
+        assert len(npm.calls()) == 1, "what is there is not fetched again"
+
+    def test_a_damaged_copy_is_fetched_anew(self, npm, tmp_path):
+        npm(write_archive(CONTENT))
+        (tmp_path / PACKAGE.archive_name).write_bytes(CONTENT[:-1])
+        assert fetch_package(PACKAGE, tmp_path).read_bytes() == CONTENT
+
+    def test_another_archive_is_refused(self, npm, tmp_path):
+        npm(write_archive(archive_bytes({"svg/1F600.svg": b"<svg>not the pinned one</svg>"})))
+        folder = tmp_path / "packages"
+        with pytest.raises(ContextDiffusionError, match="scope-icons-1.2.3.tgz has SHA-512"):
+            fetch_package(PACKAGE, folder)
+        assert list(folder.iterdir()) == []
+
+    def test_npm_fails(self, npm, tmp_path):
+        npm("print('noise\\nno such package', file=sys.stderr); sys.exit(1)")
+        with pytest.raises(ContextDiffusionError, match="@scope/icons@1.2.3: no such package"):
+            fetch_package(PACKAGE, tmp_path)
+
+    def test_npm_is_missing(self, npm, tmp_path):
+        with pytest.raises(ContextDiffusionError, match="Node.js"):
+            fetch_package(PACKAGE, tmp_path)
+        (tmp_path / PACKAGE.archive_name).write_bytes(CONTENT)
+        assert fetch_package(PACKAGE, tmp_path).read_bytes() == CONTENT, "put there by hand"
+
+
+def test_reading_an_archive(tmp_path):
+    (tmp_path / "a.tgz").write_bytes(CONTENT)
+    assert read_archive(tmp_path / "a.tgz", "svg/", ".svg") == {"svg/1F600.svg": b"<svg/>"}
+    assert set(read_archive(tmp_path / "a.tgz")) == {"svg/1F600.svg", "readme.md"}
+    assert _by_file_name("svg/", ".svg")(tmp_path / "a.tgz", {}) == {"1f600": b"<svg/>"}
+
+
+def test_icon_sets_by_codepoint_and_by_name(tmp_path):
+    icons = {
+        "width": 32,
+        "height": 32,
+        "icons": {"fox": {"body": "<a/>"}, "camping": {"body": "<b/>", "width": 64}},
+        "aliases": {"renard": {"parent": "fox"}, "fuchs": {"parent": "renard"}},
+    }
+    files = {"icons.json": json.dumps(icons).encode()}
+    (tmp_path / "names.tgz").write_bytes(archive_bytes(files))
+    by_name = _iconify(tmp_path / "names.tgz", {"fuchs": "1f98a", "camping": "1f3d5", "absent": "1f600"})
+    assert set(by_name) == {"1f98a", "1f3d5"}
+    assert b"<a/>" in by_name["1f98a"] and b'viewBox="0 0 32 32"' in by_name["1f98a"]
+    assert b'viewBox="0 0 64 32"' in by_name["1f3d5"]
+    files["chars.json"] = json.dumps({"1f98a-fe0f": "renard"}).encode()
+    (tmp_path / "chars.tgz").write_bytes(archive_bytes(files))
+    assert set(_iconify(tmp_path / "chars.tgz", {"camping": "1f3d5"})) == {"1f98a"}
+
+
+@pytest.mark.parametrize(
+    "name, slug",
+    [
+        ("man’s shoe", "mans-shoe"),
+        ("piñata", "pinata"),
+        ("Mrs. Claus", "mrs-claus"),
+        ("ON! arrow", "on-arrow"),
+        ("input symbol & letters", "input-symbol-and-letters"),
+        ("keycap: *", "keycap-*"),
+        ("  white   flag ", "white-flag"),
+    ],
+)
+def test_slugs(name, slug):
+    assert slugify(name) == slug
+
+
+def test_keys():
+    assert emoji_key("1F3D5-FE0F") == "1f3d5"
+    assert emoji_key("1F43B-200D-2744-FE0F") == "1f43b-200d-2744"
+    assert has_skin_tone("1f44b-1f3fd") and not has_skin_tone("1f44b") and not has_skin_tone("1f3f4")
+
+
+def test_styles_are_those_of_the_plan():
+    assert len(STYLES) == 9 and len({style.name for style in STYLES}) == 9
+    assert set(HELDOUT_STYLES) == {"emojione", "fluent-high-contrast"} and len(TRAIN_STYLES) == 7
+    # A held-out style has no word that training could have tied to it.
+    assert all(bool(style.words) != style.heldout for style in STYLES)
+    for style in STYLES:
+        assert style.package.attribution in attribution_text()
+
+
+class TestSplit:
+    GROUPS = {
+        f"{group}{i}": group for group, count in (("a", 100), ("b", 37), ("c", 4)) for i in range(count)
+    }
+
+    def test_the_same_share_of_every_group(self):
+        found = Counter(self.GROUPS[key] for key in split_heldout(self.GROUPS))
+        assert found == {"a": 15, "b": 6, "c": 1}
+
+    def test_order_and_other_groups_do_not_matter(self):
+        expected = split_heldout(self.GROUPS)
+        shuffled = list(self.GROUPS.items())
+        np.random.default_rng(1).shuffle(shuffled)
+        assert split_heldout(dict(map(tuple, shuffled))) == expected
+        only_a = {key: group for key, group in self.GROUPS.items() if group == "a"}
+        assert split_heldout(only_a) == {key for key in expected if key.startswith("a")}
+
+    def test_it_is_fixed(self):
+        """The order by SHA-256, written out: the split must never change between releases."""
+        keys = [key for key, group in self.GROUPS.items() if group == "c"]
+        seed = "context-diffusion emoji split 1"
+        first = min(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).hexdigest())
+        assert {key for key in split_heldout(self.GROUPS) if key.startswith("c")} == {first}
+
+    def test_shares(self):
+        assert split_heldout(self.GROUPS, 0) == set()
+        assert split_heldout(self.GROUPS, 1) == set(self.GROUPS)
+
+
+def test_background_is_the_white_that_touches_the_border():
+    image = np.full((20, 20, 3), 255, np.uint8)
+    image[5:15, 5:15] = (200, 30, 30)
+    image[8:12, 8:12] = 255  # white inside the drawing
+    image[5, 5:15] = (230, 190, 190)  # an antialiased upper edge
+    mask = background_mask(image)
+    assert (mask[0] == 255).all() and (mask[:, 19] == 255).all() and mask[4, 4] == 255
+    assert (mask[9:11, 9:11] == 0).all() and mask[7, 7] == 0
+    assert (mask[5, 6:14] == 190).all()
+    assert mask.dtype == np.uint8 and mask.shape == (20, 20)
+
+
+def test_background_of_full_and_empty_images():
+    assert (background_mask(np.full((8, 8, 3), 255, np.uint8)) == 255).all()
+    full = background_mask(np.zeros((8, 8, 3), np.uint8))
+    assert (full == 0).all()
+
+
+def test_color_names():
+    for index, (name, value) in enumerate(COLOR_NAMES.items()):
+        assert nearest_color_names(np.array([value]))[0] == index, name
+    image = np.full((40, 40, 3), 255, np.uint8)
+    background = np.full((40, 40), 255, np.uint8)
+    background[:, :30] = 0
+    image[:, :20], image[:, 20:28], image[:, 28:30] = (220, 45, 45), (50, 115, 210), (75, 160, 70)
+    # 20, 8 and 2 of 30 columns are drawn: green covers too little, and the white ground is no color.
+    assert dominant_colors(image, background) == ["red", "blue"]
+    assert dominant_colors(image, background, most=1) == ["red"]
+    assert dominant_colors(image, np.full((40, 40), 255, np.uint8)) == []
+
+
+ENTRY = {
+    "name": "full moon",
+    "group": "travel places",
+    "subgroup": "sky weather",
+    "keywords": ["night", "lunar", "round"],
+}
+
+
+def test_captions():
+    assert (
+        emoji_caption(ENTRY, "noto style", ["yellow", "tan"])
+        == "full moon, sky weather, noto style, yellow and tan"
+    )
+    assert emoji_caption(ENTRY, "", []) == "full moon, sky weather"
+    drawn = [
+        emoji_caption(ENTRY, "noto style", ["yellow", "tan"], np.random.default_rng(seed))
+        for seed in range(300)
+    ]
+    again = emoji_caption(ENTRY, "noto style", ["yellow", "tan"], np.random.default_rng(7))
+    assert drawn[7] == again
+    for words in (
+        "full moon",
+        "lunar",
+        "sky weather",
+        "travel places",
+        "noto style",
+        "yellow",
+        "yellow and tan",
+    ):
+        assert 0 < sum(words in caption for caption in drawn) < 300, words
+    known = {
+        "full moon",
+        "night",
+        "lunar",
+        "round",
+        "sky weather",
+        "travel places",
+        "noto style",
+        "yellow",
+        "yellow and tan",
+    }
+    assert all(set(caption.split(", ")) <= known for caption in drawn)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two styles, one of them held out, of three emoji."""
+    rng = np.random.default_rng(0)
+    emoji = {key: {**ENTRY, "name": key, "heldout": key == "c"} for key in "abc"}
+    styles = {"one": {"words": "style one", "heldout": False}, "two": {"words": "", "heldout": True}}
+    for style, keys in (("one", "abc"), ("two", "bc")):
+        (tmp_path / "images" / style).mkdir(parents=True)
+        for key in keys:
+            pixels = np.full((16, 16, 3), 255, np.uint8)
+            pixels[4:12, 4:12] = rng.integers(0, 200, 3)
+            Image.fromarray(pixels).save(tmp_path / "images" / style / f"{key}.png")
+    (tmp_path / "index.json").write_text(
+        json.dumps({"format": 1, "size": 16, "emoji": emoji, "styles": styles})
+    )
+    return tmp_path
+
+
+def test_library(data):
+    library = EmojiLibrary(data)
+    assert (library.train_styles, library.heldout_styles) == (["one"], ["two"])
+    assert library.train_keys == {"one": ["a", "b"]}
+    assert library.heldout_keys == {"one": ["c"], "two": ["c"]}
+    assert library.has("one", "a") and not library.has("two", "a")
+    batch = library.batch("two", ["c", "b"])
+    assert batch.shape == (2, 3, 16, 16)
+    for image, key in zip(batch, "cb", strict=True):
+        expected = np.asarray(Image.open(data / "images" / "two" / f"{key}.png")) / 255
+        assert np.abs(image.permute(1, 2, 0).numpy() - expected).max() < 1e-6
+    ground = library.background("one", ["a"])
+    assert ground.shape == (1, 1, 16, 16) and ground[0, 0, 0, 0] == 1 and ground[0, 0, 8, 8] == 0
+    assert library.caption("one", "a").startswith("a, sky weather, style one, ")
+
+
+def test_library_notices_new_images(data):
+    EmojiLibrary(data)
+    (data / "images" / "two" / "b.png").rename(data / "images" / "two" / "d.png")
+    Image.new("RGB", (16, 16), "red").save(data / "images" / "two" / "a.png")
+    library = EmojiLibrary(data)
+    assert library.keys["two"] == ["a", "c", "d"]
+    assert library.image("two", "a")[0].mean() == 1 and library.image("two", "a")[1].mean() == 0
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no index", "half an index", "no images"])
+def test_library_of_an_unfinished_data_set(data, damage):
+    folder = data / "absent" if damage == "no folder" else data
+    if damage == "no index":
+        (data / "index.json").unlink()
+    if damage == "half an index":
+        (data / "index.json").write_text((data / "index.json").read_text()[:50])
+    if damage == "no images":
+        for path in (data / "images" / "two").iterdir():
+            path.unlink()
+    with pytest.raises(ContextDiffusionError, match="context-diffusion data emoji"):
+        EmojiLibrary(folder)

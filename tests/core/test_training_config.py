@@ -1,0 +1,86 @@
+"""Training configs: what is read, what is replaced, and every mistake as one clear error."""
+
+import pytest
+
+from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.training.config import load_config
+
+GOOD = """
+[run]
+stage = "vae"
+data = "data"
+out = "runs/vae"
+steps = 10
+batch_size = 4
+learning_rate = 1
+
+[vae]
+crop = 64
+[vae.weights]
+l2 = 2.0
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "stage.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def test_values_defaults_and_the_stages_own_table(write):
+    config = load_config(write(GOOD))
+    assert (config.stage, config.steps, config.batch_size, config.learning_rate) == ("vae", 10, 4, 1)
+    assert (config.precision, config.processes, config.seed) == ("fp32", 1, 0)
+    assert config.settings == {"crop": 64, "weights": {"l2": 2.0}}
+
+
+def test_overrides_replace_and_none_leaves(write):
+    config = load_config(write(GOOD), {"steps": 3, "out": "elsewhere", "seed": None, "batch_size": None})
+    assert (config.steps, config.out, config.seed, config.batch_size) == (3, "elsewhere", 0, 4)
+
+
+@pytest.mark.parametrize(
+    "old, new, names",
+    [
+        ("steps = 10", "", ["lacks", "steps"]),
+        ("steps = 10", "steps = 0", ["steps is 0", "at least 1"]),
+        ("steps = 10", "steps = 1.5", ["steps", "1.5", "int"]),
+        ("steps = 10", "steps = true", ["steps", "True", "int"]),
+        ("steps = 10", "steps = 10\nprocesses = 0", ["processes is 0"]),
+        ("batch_size = 4", 'batch_size = "4"', ["batch_size", "'4'", "int"]),
+        ("learning_rate = 1", 'learning_rate = "fast"', ["learning_rate", "'fast'", "float"]),
+        ("learning_rate = 1", "learning_rate = 1\nlearning_rte = 2", ["'learning_rte'", "learning_rate"]),
+        ('stage = "vae"', 'stage = "gan"', ["'gan'", "vae", "clip", "diffusion"]),
+        ('stage = "vae"', 'stage = "vae"\nprecision = "fp8"', ["'fp8'", "bf16"]),
+        ('stage = "vae"', 'stage = "clip"', ["[vae]", "[clip]"]),
+        ("[run]", "[run", ["not TOML"]),
+    ],
+)
+def test_mistakes(write, old, new, names):
+    path = write(GOOD.replace(old, new))
+    with pytest.raises(ContextDiffusionError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert "\n" not in message and "stage.toml" in message
+    for name in names:
+        assert name in message
+
+
+def test_a_file_that_is_missing_or_no_text(write, tmp_path):
+    with pytest.raises(ContextDiffusionError, match="absent.toml"):
+        load_config(tmp_path / "absent.toml")
+    with pytest.raises(ContextDiffusionError, match="stage.toml"):
+        load_config(write(b"\xff\xfe\x00"))
+
+
+def test_the_configs_of_the_bundled_model_are_in_order():
+    """Each is read without an error, and the three stages are there."""
+    from pathlib import Path
+
+    folder = Path(__file__).parents[2] / "configs" / "emoji-128"
+    stages = [load_config(path).stage for path in sorted(folder.glob("*.toml"))]
+    assert stages == ["vae", "clip", "diffusion"]
