@@ -61,9 +61,7 @@ def dominant_colors(image: np.ndarray, background: np.ndarray, most: int = 3, sh
     return [_NAMES[index] for index in order if counts[index] >= share] or [_NAMES[order[0]]]
 
 
-def emoji_caption(
-    entry: dict, style_words: str, colors: list[str], rng: np.random.Generator | None = None
-) -> str:
+def emoji_caption(entry: dict, style_words: str, colors: list[str], rng: np.random.Generator | None = None) -> str:
     """One caption of an emoji.
 
     Args:
@@ -84,7 +82,9 @@ def emoji_caption(
         # People type keywords as often as names.
         parts = [str(rng.choice(keywords))]
     if keywords and rng.random() < 0.5:
-        parts += [str(word) for word in rng.choice(keywords, size=min(len(keywords), int(rng.integers(1, 4))), replace=False)]
+        parts += [
+            str(word) for word in rng.choice(keywords, size=min(len(keywords), int(rng.integers(1, 4))), replace=False)
+        ]
     if rng.random() < 0.3:
         parts.append(entry["subgroup"] if rng.random() < 0.7 else entry["group"])
     if style_words and rng.random() < 0.6:

@@ -103,7 +103,9 @@ class FlowSampler:
                 )
             )
         y = torch.cat(branches)
-        query = None if batch.query is None else batch.query.to(y).repeat(len(weights), 1, 1, 1)
+        query = None
+        if batch.query is not None:
+            query = model.encode_query(batch.query.to(y)).repeat(len(weights), 1, 1, 1)
         z = self._noise(batch).to(y)
         for step in range(self.steps):
             s, s_next = 1.0 - step / self.steps, 1.0 - (step + 1) / self.steps

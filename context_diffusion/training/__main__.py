@@ -1,0 +1,49 @@
+"""One training process: `python -m context_diffusion.training CONFIG.toml`, started by `context-diffusion train`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from ..errors import ContextDiffusionError
+from .config import RunConfig, load_config
+from .loop import train
+
+STAGE_CLASSES = {
+    "vae": (".vae", "VAEStage"),
+    "clip": (".clip", "CLIPStage"),
+    "diffusion": (".diffusion", "DiffusionStage"),
+}
+
+
+def make_stage(config: RunConfig) -> object:
+    """The stage that the config names."""
+    module, name = STAGE_CLASSES[config.stage]
+    return getattr(importlib.import_module(module, __package__), name)(config)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m context_diffusion.training", description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--out")
+    parser.add_argument("--data")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--stop-after", type=int, help="leave after this step, with the state saved")
+    arguments = vars(parser.parse_args(argv))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    path, stop_after = arguments.pop("config"), arguments.pop("stop_after")
+    try:
+        config = load_config(path, arguments)
+        train(config, make_stage(config), stop_after)
+    except ContextDiffusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

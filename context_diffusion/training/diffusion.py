@@ -1,0 +1,244 @@
+"""Stage `diffusion`: UNet, layout encoder, projector and the CLIP encoders together, on in-context episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import load_checkpoint, save_checkpoint
+from ..data.library import EmojiLibrary
+from ..errors import ContextDiffusionError
+from ..model import ContextDiffusion
+from ..tokenizer import tokenizer_from_json
+from ..visual_context import ContextProjector, clip_preprocess
+from .config import RunConfig
+from .episodes import context_matrix
+from .loop import batch_seed
+from .objective import diffusion_loss, noise_levels
+from .pool import GROUP_SIZE, EpisodePool
+from .preview import preview_grid
+
+MEMBERS = 4
+
+
+def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> nn.Module:
+    """A UNet of ComfyUI's limits: one layer a block, groups of 32, heads of one width."""
+    from diffusers import UNet2DConditionModel
+
+    channels = tuple(settings.get("channels", (64, 128, 128)))
+    attention = settings.get("attention", (False, True, True))
+    head_channels = settings.get("head_channels", 32)
+    down = tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention)
+    up = tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention))
+    return UNet2DConditionModel(
+        sample_size=settings.get("sample_size", 16),
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=down,
+        up_block_types=up,
+        cross_attention_dim=cross_attention_dim,
+        # diffusers calls it attention_head_dim and means the number of heads.
+        attention_head_dim=tuple(width // head_channels for width in channels),
+    )
+
+
+def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffusion:
+    """A fresh model around the CLIP stage's encoders; the layout encoder is the UNet's encoder's copy."""
+    from diffusers import ControlNetModel
+    from transformers import CLIPTextModel, CLIPVisionModel
+
+    try:
+        text_encoder = CLIPTextModel.from_pretrained(clip / "text_encoder", local_files_only=True)
+        image_encoder = CLIPVisionModel.from_pretrained(clip / "image_encoder", local_files_only=True)
+        tokenizer = tokenizer_from_json((clip / "tokenizer.json").read_text())
+    except OSError as error:
+        raise ContextDiffusionError(f"[diffusion] clip = {str(clip)!r}: run the clip stage first ({error})") from error
+    width = text_encoder.config.hidden_size
+    unet = new_unet(settings, latent_channels, width)
+    return ContextDiffusion(
+        unet,
+        ContextProjector(image_encoder.config.hidden_size, width),
+        layout_encoder=ControlNetModel.from_unet(unet),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        image_encoder=image_encoder,
+        schedule={"prediction_type": settings.get("prediction_type", "flow")},
+        info=settings.get("info", {}),
+    )
+
+
+class DiffusionObjective(nn.Module):
+    """Encoders and denoiser in one forward pass: each picture is encoded once and serves many rows."""
+
+    def __init__(self, model: ContextDiffusion) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict]:
+        model = self.model
+        rows = batch["rows"]
+        pixels = clip_preprocess(batch["images"], model.image_encoder.config.image_size)
+        tokens = model.image_encoder(pixel_values=pixels).last_hidden_state
+        # Section 3.2: the mean over the k context images, token by token; then the projector.
+        context = torch.einsum("ru,und->rnd", batch["context"], tokens)
+        has_context = batch["context"].sum(1).view(-1, 1, 1)
+        context = model.projector(context) * has_context
+        text = model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
+        features = model.encode_query(batch["queries"])[rows]
+        losses = diffusion_loss(
+            model,
+            batch["latents"][rows],
+            model.condition(text, context),
+            features,
+            batch["noise"],
+            batch["levels"],
+            batch["layout"].view(-1, 1, 1, 1),
+        )
+        high = (batch["levels"] > 0.6).float()
+        numbers = {
+            "loss": losses.mean(),
+            "high_noise": (losses * high).sum() / high.sum().clamp(min=1),
+            "low_noise": (losses * (1 - high)).sum() / (1 - high).sum().clamp(min=1),
+        }
+        return losses.mean(), {name: value.detach() for name, value in numbers.items()}
+
+
+class DiffusionStage:
+    """Episodes from the pool; `batch_size` rows of the loss a process and step.
+
+    Settings of [diffusion]: `vae` (folder of the vae stage), `clip` (folder of the clip stage), or `start_from` (a
+    checkpoint to go on from); `channels`, `attention`, `head_channels`; `repeats` (noise levels a target),
+    `pool_groups`, `shares` (plain, transformed, reverse), `text_dropout`, `context_dropout`, `query_dropout`,
+    `other_query` (share), `info`.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        settings = config.settings
+        torch.manual_seed(config.seed)
+        self.config, self.settings = config, settings
+        self.library = EmojiLibrary(config.data)
+        self.repeats = settings.get("repeats", 4)
+        if config.batch_size % (MEMBERS * self.repeats):
+            raise ContextDiffusionError(
+                f"batch_size is {config.batch_size}: give a multiple of {MEMBERS * self.repeats} "
+                f"({MEMBERS} members of a group, {self.repeats} repeats)"
+            )
+        model = self._load_model()
+        self.vae = model.vae.eval().requires_grad_(False)
+        # The VAE is no part of what is trained and saved at every step.
+        model.vae = None
+        self._freeze_unused(model)
+        self.module = DiffusionObjective(model).to(memory_format=torch.channels_last)
+        size = self.library.size // 8
+        self.pool = EpisodePool(
+            Path(config.out) / "pool",
+            self.library,
+            settings.get("pool_groups", 700),
+            settings.get("shares", {"plain": 0.45, "transformed": 0.47, "reverse": 0.08}),
+            config.seed,
+            self._encode,
+            (model.unet.config.in_channels, size, size),
+        )
+
+    def prepare(self, rank: int, world: int) -> None:
+        """Fill the pool; every process does its share."""
+        self.pool.fill(rank, world)
+
+    def _load_model(self) -> ContextDiffusion:
+        from diffusers import AutoencoderTiny
+
+        settings = self.settings
+        if settings.get("start_from"):
+            model = load_checkpoint(settings["start_from"], dtype=torch.float32)
+            model.info.update(settings.get("info", {}))
+            return model
+        try:
+            vae = AutoencoderTiny.from_pretrained(Path(settings["vae"]) / "vae", local_files_only=True)
+        except (OSError, KeyError) as error:
+            raise ContextDiffusionError(f"[diffusion] vae: run the vae stage first ({error})") from error
+        model = new_model(settings, vae.config.latent_channels, Path(settings.get("clip", "")))
+        model.vae = vae
+        return model
+
+    @staticmethod
+    def _freeze_unused(model: ContextDiffusion) -> None:
+        """The class token's last norm is behind the last hidden state: nothing here reads it."""
+        vision = getattr(model.image_encoder, "vision_model", model.image_encoder)
+        vision.post_layernorm.requires_grad_(False)
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        latents = self.vae.encode(images * 2 - 1).latents
+        return latents * self.vae.config.scaling_factor
+
+    def batch(self, step: int, rank: int, world: int) -> dict:
+        rng = np.random.default_rng(batch_seed(self.config.seed, step, rank))
+        generator = torch.Generator().manual_seed(batch_seed(self.config.seed, step, rank, 1))
+        settings, pool = self.settings, self.pool
+        rows_total = self.config.batch_size
+        groups = rows_total // (MEMBERS * self.repeats)
+        images, queries, latents, captions = [], [], [], []
+        for group in rng.choice(pool.groups, size=groups, replace=False):
+            members = self._members(rng)
+            images.append(pool.pictures("images", group, members))
+            latents.append(pool.latents(group, members))
+            other = rng.random(MEMBERS) < settings.get("other_query", 0.35)
+            usual, others = (pool.pictures(name, group, members) for name in ("queries", "other_queries"))
+            queries.append(torch.where(torch.from_numpy(other).view(-1, 1, 1, 1), others, usual))
+            texts = pool.captions(group)
+            captions += [str(rng.choice(texts[member])) for member in members]
+        unique = len(captions)
+        rows = torch.arange(unique).repeat_interleave(self.repeats)
+        # Row 0 of the texts is the null text.
+        ids = self.module.model.tokenizer(
+            ["", *captions], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
+        dropped = torch.rand(rows_total, generator=generator) < settings.get("text_dropout", 0.45)
+        latents = torch.cat(latents)
+        return {
+            "rows": rows,
+            "images": torch.cat(images),
+            "queries": torch.cat(queries).contiguous(memory_format=torch.channels_last),
+            "latents": latents,
+            "ids": ids,
+            "text": torch.where(dropped, 0, rows + 1),
+            "context": context_matrix(rows, MEMBERS, generator, settings.get("context_dropout", 0.12)),
+            "layout": (torch.rand(rows_total, generator=generator) >= settings.get("query_dropout", 0.05)).float(),
+            "noise": torch.randn(rows_total, *latents.shape[1:], generator=generator),
+            "levels": noise_levels(rows_total, generator),
+        }
+
+    def _members(self, rng: np.random.Generator) -> np.ndarray:
+        """Four of a group: often a run of one subgroup (see `draw_keys`), else any."""
+        if rng.random() < 0.6:
+            return MEMBERS * int(rng.integers(GROUP_SIZE // MEMBERS)) + np.arange(MEMBERS)
+        return rng.choice(GROUP_SIZE, size=MEMBERS, replace=False)
+
+    def _whole(self) -> ContextDiffusion:
+        """The model with its VAE."""
+        model = self.module.model
+        return ContextDiffusion(
+            model.unet,
+            model.projector,
+            layout_encoder=model.layout_encoder,
+            vae=self.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=model.tokenizer,
+            image_encoder=model.image_encoder,
+            schedule=model.schedule,
+            info=model.info,
+        )
+
+    def sample(self) -> Tensor:
+        """Held-out emoji, plain and in held-out style transforms, under right, wrong and no context."""
+        return preview_grid(self._whole(), self.library)
+
+    def finish(self, out: Path) -> None:
+        """Write the whole model in fp16."""
+        name = self.settings.get("info", {}).get("name", "model")
+        save_checkpoint(self._whole(), out / f"{name}.safetensors", dtype=torch.float16)

@@ -1,0 +1,181 @@
+"""The training loop of every stage: accelerate, EMA, clipping, resume, logs, sample grids, throughput and ETA."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .config import RunConfig
+from .optimizer import MuonAdamW
+from .state import load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+
+class Stage(Protocol):
+    """What a stage brings to the loop.
+
+    Attributes:
+        module: everything that is trained, or needed to compute the loss, as one module; its forward takes a batch
+            from `batch` and returns (loss, numbers to log).
+    """
+
+    module: nn.Module
+
+    def batch(self, step: int, rank: int, world: int) -> dict:
+        """The batch of one step and process: a function of its arguments alone, so that a resumed run repeats it."""
+
+    def sample(self) -> Tensor | None:
+        """A grid of the present weights' results, (3, H, W) in [0, 1]."""
+
+    def finish(self, out: Path) -> None:
+        """Write the stage's result from the present (averaged) weights."""
+
+    # A stage may also have `prepare(rank, world)`: work to share out among the processes before the first step.
+
+
+def batch_seed(seed: int, step: int, rank: int, stream: int = 0) -> int:
+    """One seed for a step, process and use: the same in a resumed run."""
+    return ((seed * 1_000_003 + step) * 64 + rank) * 8 + stream
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Linear warm-up, then a cosine from the peak to `final_learning_rate` of it."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    progress = min(1.0, step / config.steps)
+    cosine = config.final_learning_rate + (1 - config.final_learning_rate) * (1 + math.cos(math.pi * progress)) / 2
+    return config.learning_rate * warm * cosine
+
+
+def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Path:
+    """Run a stage to its last step, from its last saved state if there is one.
+
+    Args:
+        config: the run's settings.
+        stage: what is trained.
+        stop_after: leave after this step with the state saved, as a kill would; for tests and time limits.
+
+    Returns:
+        The run's folder.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    # Gradients as views into the buckets that are averaged: one copy less a step.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    precision = {"fp32": "no", "bf16": "bf16"}[config.precision]
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    rank, world = accelerator.process_index, accelerator.num_processes
+    _pin(rank, world, config.threads)
+    out = Path(config.out)
+    if hasattr(stage, "prepare"):
+        stage.prepare(rank, world)
+        accelerator.wait_for_everyone()
+    module = stage.module.to(accelerator.device)
+    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    ema = {name: value.detach().clone() for name, value in trained.items()}
+    optimizer = MuonAdamW(trained.items(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    state_file = out / "state.safetensors"
+    first = load_state(state_file, module, ema, optimizer) if state_file.exists() else 0
+    wrapped = accelerator.prepare(module) if world > 1 else module
+    last = min(config.steps, stop_after or config.steps)
+    writer = _writer(out) if accelerator.is_main_process else None
+    bar = tqdm(
+        initial=first, total=config.steps, desc=config.stage, unit="step", smoothing=0.05,
+        disable=None if accelerator.is_main_process else True,
+    )  # fmt: skip
+    started, seen = time.monotonic(), 0
+    for step in range(first, last):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        with accelerator.autocast():
+            loss, numbers = wrapped(stage.batch(step, rank, world))
+        accelerator.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.grad_clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+        else:
+            # One bad batch must not poison the moments; all processes see the same averaged gradients.
+            logger.warning("step %d: the gradient is not finite; the step is left out", step)
+        optimizer.zero_grad(set_to_none=True)
+        # A young average follows the weights closely, an old one moves slowly.
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(ema.values()), [value.detach() for value in trained.values()], 1 - decay)
+        bar.update()
+        seen += config.batch_size * world
+        done = step + 1
+        if writer and config.log_every and done % config.log_every == 0:
+            rate = seen / (time.monotonic() - started)
+            shown = {name: float(value) for name, value in numbers.items()}
+            bar.set_postfix({**{name: f"{value:.4f}" for name, value in shown.items()}, "images/s": f"{rate:.0f}"})
+            for name, value in {**shown, "gradient_norm": float(norm), "images_per_second": rate}.items():
+                writer.add_scalar(name, value, done)
+            logger.info("step %d %s images/s %.1f", done, {n: round(v, 4) for n, v in shown.items()}, rate)
+        if accelerator.is_main_process:
+            if config.sample_every and done % config.sample_every == 0:
+                _sample(stage, trained, ema, out, done)
+            if done == last or (config.save_every and done % config.save_every == 0):
+                save_state(state_file, module, ema, optimizer, done)
+    bar.close()
+    if accelerator.is_main_process and last == config.steps:
+        with _averaged(trained, ema):
+            stage.finish(out)
+    accelerator.wait_for_everyone()
+    if writer:
+        writer.close()
+    accelerator.end_training()
+    return out
+
+
+def _pin(rank: int, world: int, threads: int) -> None:
+    """Keep each CPU process on cores of its own: left to wander, two single-thread processes meet on one core."""
+    if world == 1 or not threads or torch.cuda.is_available() or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= world * threads:
+        os.sched_setaffinity(0, cores[rank * threads : (rank + 1) * threads])
+
+
+class _averaged:
+    """Within it the module holds the averaged weights."""
+
+    def __init__(self, trained: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> None:
+        self.trained, self.ema = trained, ema
+
+    def __enter__(self) -> None:
+        self.kept = {name: value.detach().clone() for name, value in self.trained.items()}
+        self._put(self.ema)
+
+    def __exit__(self, *exception: object) -> None:
+        self._put(self.kept)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, value in self.trained.items():
+            value.copy_(values[name])
+
+
+def _sample(stage: Stage, trained: dict, ema: dict, out: Path, step: int) -> None:
+    from ..images import save_image
+
+    with _averaged(trained, ema), torch.no_grad():
+        grid = stage.sample()
+    if grid is not None:
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        save_image(grid, out / "samples" / f"{step:07d}.png")
+
+
+def _writer(out: Path) -> object:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(out / "logs"))

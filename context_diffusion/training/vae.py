@@ -1,0 +1,160 @@
+"""Stage `vae`: the small autoencoder, on crops of plain and transformed emoji."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.library import EmojiLibrary
+from ..data.transforms import sample_transform
+from ..errors import ContextDiffusionError
+from .config import RunConfig
+from .loop import batch_seed
+
+
+def new_vae(latent_channels: int, encoder_blocks: tuple[int, ...], decoder_blocks: tuple[int, ...]) -> nn.Module:
+    """A tiny autoencoder of factor 8 in TAESD's shape: width 64, no normalisation, ReLU.
+
+    A KL autoencoder needs groups of 32 to load in ComfyUI; at the 32 channels that two cores can train, each group
+    is one channel, and the norms wipe out the mean color of every flat area. This shape has no norms at all.
+    """
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=(64,) * 4,
+        decoder_block_out_channels=(64,) * 4,
+        num_encoder_blocks=tuple(encoder_blocks),
+        num_decoder_blocks=tuple(decoder_blocks),
+    )
+
+
+class VAEObjective(nn.Module):
+    """L1 + L2 + gradient + frozen-feature distance, decoded from noised latents.
+
+    The decoder meets latents with noise of up to `noise` of their own spread: the diffusion model's latents are
+    never exact, and a decoder that forgives small errors draws flat fills flat.
+    """
+
+    def __init__(self, vae: nn.Module, features: nn.Module | None, settings: dict) -> None:
+        super().__init__()
+        self.vae = vae
+        # In a list: frozen features are no part of the module's state.
+        self.features = [features]
+        self.weights = {"l2": 1.0, "gradient": 1.0, "features": 0.1, **settings.get("weights", {})}
+        self.noise = settings.get("noise", 0.2)
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict]:
+        images = batch["images"]
+        latents = self.vae.encode(images * 2 - 1).latents
+        spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
+        noised = latents + batch["noise_level"] * self.noise * spread * batch["noise"]
+        decoded = self.vae.decode(noised).sample / 2 + 0.5
+        difference = decoded - images
+        l1, l2 = difference.abs().mean(), difference.square().mean()
+        gradient = (difference[..., 1:] - difference[..., :-1]).abs().mean()
+        gradient = gradient + (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
+        weights = self.weights
+        loss = l1 + weights["l2"] * l2 + weights["gradient"] * gradient
+        numbers = {"l1": l1, "rmse": l2.sqrt(), "spread": spread.mean()}
+        if self.features[0] is not None and weights["features"]:
+            distance = self.features[0].distance(decoded, images).mean()
+            loss = loss + weights["features"] * distance
+            numbers["features"] = distance
+        return loss, {name: value.detach() for name, value in numbers.items()}
+
+
+class VAEStage:
+    """Crops of training emoji, a share of them in transformed styles.
+
+    Settings of [vae]: `latent_channels`, `encoder_blocks` and `decoder_blocks` (residual blocks a level), `crop`
+    (pixels), `transformed` (share), `noise`, `weights` (l2, gradient, features), `feature_weights` (SqueezeNet
+    file, "" for none).
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        settings = config.settings
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.library = EmojiLibrary(config.data)
+        self.crop = settings.get("crop", 64)
+        self.transformed = settings.get("transformed", 0.3)
+        if self.crop % 8 or not 8 <= self.crop <= self.library.size:
+            raise ContextDiffusionError(f"[vae] crop is {self.crop}: give a multiple of 8 up to {self.library.size}")
+        features = None
+        if settings.get("feature_weights"):
+            from ..evaluation.features import load_squeezenet
+
+            features = load_squeezenet(Path(settings["feature_weights"]).expanduser())
+            features.to(memory_format=torch.channels_last)
+        self.latent_channels = settings.get("latent_channels", 8)
+        vae = new_vae(
+            self.latent_channels,
+            settings.get("encoder_blocks", (1, 3, 3, 3)),
+            settings.get("decoder_blocks", (3, 3, 3, 1)),
+        )
+        self.module = VAEObjective(vae, features, settings).to(memory_format=torch.channels_last)
+
+    def batch(self, step: int, rank: int, world: int) -> dict:
+        rng = np.random.default_rng(batch_seed(self.config.seed, step, rank))
+        generator = torch.Generator().manual_seed(batch_seed(self.config.seed, step, rank, 1))
+        images = torch.cat([self._crop(rng) for _ in range(self.config.batch_size)])
+        side = self.crop // 8
+        return {
+            "images": images.contiguous(memory_format=torch.channels_last),
+            "noise": torch.randn(len(images), self.latent_channels, side, side, generator=generator),
+            # Half of the crops are decoded from exact latents.
+            "noise_level": (torch.rand(len(images), 1, 1, 1, generator=generator) * 2 - 1).clamp(min=0),
+        }
+
+    def _crop(self, rng: np.random.Generator) -> Tensor:
+        style = str(rng.choice(self.library.train_styles))
+        keys = self.library.train_keys[style]
+        key = keys[int(rng.integers(len(keys)))]
+        image = self.library.batch(style, [key])
+        if rng.random() < self.transformed:
+            image = sample_transform(rng)(image, self.library.background(style, [key]))
+        room = self.library.size - self.crop + 1
+        # The busier of two crops: many emoji leave corners empty.
+        crops = []
+        for _ in range(2):
+            top, left = int(rng.integers(room)), int(rng.integers(room))
+            crops.append(image[..., top : top + self.crop, left : left + self.crop])
+        return max(crops, key=lambda crop: float(crop.std()))
+
+    def _heldout(self, count: int) -> Tensor:
+        """Held-out emoji of the training styles, (count * styles, 3, H, W)."""
+        keys = self.library.heldout_keys
+        return torch.cat([self.library.batch(style, keys[style][3::17][:count]) for style in self.library.train_styles])
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        vae = self.module.vae
+        decoded = [vae.decode(vae.encode(part * 2 - 1).latents).sample for part in images.split(16)]
+        return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
+
+    def psnr(self, count: int = 8) -> float:
+        """Mean of the images' peak signal to noise ratios on held-out emoji of the training styles, dB."""
+        images = self._heldout(count)
+        error = (self.reconstruct(images) - images).square().mean((1, 2, 3))
+        return float((-10 * error.clamp(min=1e-8).log10()).mean())
+
+    def sample(self) -> Tensor:
+        images = self._heldout(1)
+        grid = torch.cat([images, self.reconstruct(images)], dim=-2)
+        return torch.cat(list(grid), dim=-1)
+
+    @torch.no_grad()
+    def finish(self, out: Path) -> None:
+        """Set the scaling factor from the training latents' spread and write `vae/` (diffusers' format)."""
+        vae = self.module.vae.to(memory_format=torch.contiguous_format)
+        images = torch.cat(
+            [self.library.batch(style, self.library.train_keys[style][::40]) for style in self.library.train_styles]
+        )
+        latents = torch.cat([vae.encode(part * 2 - 1).latents for part in images.split(16)])
+        vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        vae.save_pretrained(out / "vae")
+        (out / "figures.txt").write_text(f"held-out PSNR, training styles: {self.psnr(24):.2f} dB\n")
