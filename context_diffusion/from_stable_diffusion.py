@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .errors import ContextDiffusionError
+from .latents import vae_scale_factor
 from .model import DEFAULT_SCHEDULE, PREDICTION_TYPES, ContextDiffusion
 from .native_limits import check_native_limits
 from .parts import file_key, file_keys, misfits
@@ -68,7 +69,7 @@ def build_from_stable_diffusion(
         raise ContextDiffusionError(
             f"{root} has a UNet with {foreign[0]} {unet.config[foreign[0]]!r}: give a 1.x or 2.x model"
         )
-    vae = _load(diffusers.AutoencoderKL, root / "vae", variant)
+    vae = _load(_vae_class(root / "vae"), root / "vae", variant)
     text_encoder = _load(transformers.CLIPTextModel, root / "text_encoder", variant)
     tokenizer = _tokenizer(root / "tokenizer")
     image_encoder = _vision_tower(clip_root, variant)
@@ -85,7 +86,7 @@ def build_from_stable_diffusion(
 
     defaults = {"title": f"Context Diffusion from {root.resolve().name}"}
     if isinstance(unet.config.sample_size, int):
-        defaults["resolution"] = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+        defaults["resolution"] = unet.config.sample_size * vae_scale_factor(vae.config)
     model = ContextDiffusion(
         unet,
         projector,
@@ -147,6 +148,18 @@ def _load(maker: Any, folder: Path, variant: str | None) -> nn.Module:
             f"{folder} lacks {len(missing)} weights of a {maker.__name__}: {missing[0]} ..."
         )
     return module
+
+
+def _vae_class(folder: Path) -> Any:
+    """AutoencoderTiny where the folder says so, else Stable Diffusion's own AutoencoderKL."""
+    import diffusers
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None  # loading it says what is wrong
+    tiny = isinstance(config, dict) and config.get("_class_name") == "AutoencoderTiny"
+    return diffusers.AutoencoderTiny if tiny else diffusers.AutoencoderKL
 
 
 def _vision_tower(folder: Path, variant: str | None) -> nn.Module:

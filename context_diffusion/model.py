@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import combine, encode_text
+from .latents import decode_latents, encode_images
 from .visual_context import ContextProjector, encode_visual_context, null_context
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "flow")
@@ -29,13 +30,13 @@ DEFAULT_SCHEDULE = {
 
 
 class ContextDiffusion(nn.Module):
-    """A latent diffusion UNet that reads text and visual context in one cross-attention, and a query as layout.
+    """A latent diffusion UNet: text and visual context in one cross-attention, a query as layout.
 
     Attributes:
         unet: UNet2DConditionModel; its cross-attention width is d_c.
         projector: h^V of width d_v -> d_c.
         layout_encoder: ControlNetModel for the query q, or None.
-        vae: AutoencoderKL, or None where the user's own checkpoint brings it.
+        vae: AutoencoderKL or AutoencoderTiny, or None where the user's own checkpoint brings it.
         text_encoder: CLIPTextModel of width d_c, or None.
         tokenizer: the CLIPTokenizer that belongs to it, or None.
         image_encoder: CLIPVisionModel of width d_v, or None.
@@ -50,7 +51,7 @@ class ContextDiffusion(nn.Module):
         projector: ContextProjector,
         *,
         layout_encoder: ControlNetModel | None = None,
-        vae: AutoencoderKL | None = None,
+        vae: AutoencoderKL | AutoencoderTiny | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
         image_encoder: CLIPVisionModel | None = None,
@@ -69,11 +70,13 @@ class ContextDiffusion(nn.Module):
         self.info = dict(info or {})
 
     @classmethod
-    def from_stable_diffusion(cls, stable_diffusion: str | Path, clip: str | Path, **options: Any) -> ContextDiffusion:
+    def from_stable_diffusion(
+        cls, stable_diffusion: str | Path, clip: str | Path, **options: Any
+    ) -> ContextDiffusion:
         """Start from a StableDiffusionPipeline folder and a CLIPModel folder on disk.
 
-        Layout encoder and projector are fresh; see `from_stable_diffusion.build_from_stable_diffusion` for the
-        options and the errors.
+        Layout encoder and projector are fresh; see `from_stable_diffusion.build_from_stable_diffusion` for
+        the options and the errors.
         """
         from .from_stable_diffusion import build_from_stable_diffusion
 
@@ -89,7 +92,9 @@ class ContextDiffusion(nn.Module):
         """Prompts -> h^c (B, 77, d_c)."""
         return encode_text(self.tokenizer, self.text_encoder, prompts)
 
-    def encode_context(self, images: Tensor, weights: list[float] | None = None, aggregation: str = "mean") -> Tensor:
+    def encode_context(
+        self, images: Tensor, weights: list[float] | None = None, aggregation: str = "mean"
+    ) -> Tensor:
         """Context images (k, 3, H, W) in [0, 1] -> projected h^V (1, N, d_c)."""
         tokens = encode_visual_context(self.image_encoder, images, weights, aggregation)
         return self.projector(tokens)
@@ -133,11 +138,9 @@ class ContextDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> scaled latents (B, C, H/8, W/8), the posterior's mean."""
-        latents = self.vae.encode(images * 2 - 1).latent_dist.mode()
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        """Images (B, 3, H, W) in [0, 1] -> scaled latents (B, C, H/8, W/8), see `latents.encode_images`."""
+        return encode_images(self.vae, images)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (B, 3, H, W) in [0, 1]."""
-        latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-        return (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+        """Scaled latents (B, C, h, w) -> images (B, 3, 8h, 8w) in [0, 1]."""
+        return decode_latents(self.vae, latents)

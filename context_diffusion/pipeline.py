@@ -10,6 +10,7 @@ from os import PathLike
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     ControlNetModel,
     DiffusionPipeline,
     ImagePipelineOutput,
@@ -24,6 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 from .conditioning import combine
 from .errors import ContextDiffusionError
 from .guidance import CONTEXT_ONLY, FULL, NULL, branch_weights, guide
+from .latents import vae_scale_factor
 from .model import ContextDiffusion
 from .pipeline_encoding import EncodingMixin
 from .pipeline_inputs import (
@@ -76,7 +78,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         projector: ContextProjector,
         scheduler: SchedulerMixin,
         layout_encoder: ControlNetModel | None,
-        vae: AutoencoderKL | None,
+        vae: AutoencoderKL | AutoencoderTiny | None,
         text_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer | None,
         image_encoder: CLIPVisionModel | None,
@@ -98,7 +100,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         if image_encoder is not None:
             context_tokens = self.to_model().context_tokens
         self.register_to_config(schedule=schedule, info=info, context_tokens=context_tokens)
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.vae_scale_factor = vae_scale_factor(vae.config) if vae is not None else 8
 
     @classmethod
     def from_model(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ContextDiffusionError
+from ..latents import vae_scale_factor
 from ..pretrained import DEFAULT_MODEL, find_model
 from .inputs import Inputs, collect_inputs
 from .outputs import check_writable, numbered
@@ -195,7 +196,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _sizes(arguments: argparse.Namespace, metadata: dict) -> tuple[int, int, int]:
     """Height and width of the images, and the side of what the image encoder sees, in pixels."""
     config = metadata["config"]
-    factor = 2 ** (len(config["vae"]["block_out_channels"]) - 1) if "vae" in config else 8
+    factor = vae_scale_factor(config["vae"]) if "vae" in config else 8
     own = config["unet"].get("sample_size") or 16
     own = metadata["info"].get("resolution") or factor * (own if isinstance(own, int) else own[0])
     height, width = arguments.height or own, arguments.width or own

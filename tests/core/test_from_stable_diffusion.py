@@ -9,7 +9,7 @@ import torch
 from context_diffusion import ContextDiffusion, ContextDiffusionError, load_checkpoint, save_checkpoint
 from context_diffusion.tokenizer import save_vocabulary_files, train_tokenizer
 
-from .tiny import text_config, tiny_tokenizer, tiny_unet, tiny_vae, vision_config
+from .tiny import taesd_vae, text_config, tiny_tokenizer, tiny_unet, tiny_vae, vision_config
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,16 @@ def test_takes_over_what_stable_diffusion_computes(originals, model):
         assert torch.equal(model.encode_images(images), expected)
         tokens = clip.vision_model(pixel_values=pixels).last_hidden_state
         assert torch.equal(model.image_encoder(pixel_values=pixels).last_hidden_state, tokens)
+
+
+@torch.no_grad()
+def test_takes_a_tiny_vae_where_the_folder_has_one(folders):
+    vae = taesd_vae().eval()
+    shutil.rmtree(folders[0] / "vae")
+    vae.save_pretrained(folders[0] / "vae")
+    model, images = build(folders), torch.rand(1, 3, 64, 64)
+    assert torch.equal(model.encode_images(images), vae.encode(images * 2 - 1).latents * 0.7)
+    assert model.info["resolution"] == 64
 
 
 def test_a_fresh_layout_encoder_changes_nothing_and_can_learn(model):

@@ -55,6 +55,19 @@ def tiny_vae():
     )
 
 
+def taesd_vae(**settings):
+    """Not a KL autoencoder: TAESD's shape with fewer blocks, and latents that need scaling."""
+    from diffusers import AutoencoderTiny
+
+    defaults = {
+        "latent_channels": 4,
+        "num_encoder_blocks": (1, 1, 1, 2),
+        "num_decoder_blocks": (2, 2, 1, 1),
+        "scaling_factor": 0.7,
+    }
+    return AutoencoderTiny(**{**defaults, **settings})
+
+
 def text_config(tokenizer, width=TEXT_WIDTH):
     from transformers import CLIPTextConfig
 
