@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .native_vae import tiny_vae_limits
+
 if TYPE_CHECKING:
     from .model import ContextDiffusion
 
@@ -61,7 +63,8 @@ def check_native_limits(model: ContextDiffusion) -> list[str]:
     if model.layout_encoder is not None:
         found += _diffusion("layout_encoder", model.layout_encoder.config)
     if model.vae is not None:
-        found += _vae(model.vae.config)
+        tiny = type(model.vae).__name__ == "AutoencoderTiny"
+        found += (tiny_vae_limits if tiny else _kl_vae)(model.vae.config)
     for name in ("text_encoder", "image_encoder"):
         if getattr(model, name) is not None:
             found += _clip(name, getattr(model, name).config)
@@ -101,7 +104,7 @@ def _diffusion(part: str, config: Any) -> Iterator[str]:
             yield f"unet: up_block_types are {list(config.up_block_types)}, must mirror the down blocks"
 
 
-def _vae(config: Any) -> Iterator[str]:
+def _kl_vae(config: Any) -> Iterator[str]:
     if len(config.block_out_channels) != 4:
         yield f"vae: {len(config.block_out_channels)} levels, must be 4"
     channels = list(config.block_out_channels)
