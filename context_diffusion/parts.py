@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 PARTS = ("unet", "projector", "layout_encoder", "vae", "text_encoder", "image_encoder")
 NEEDED_PARTS = ("unet", "projector")
 
-_DIFFUSERS = {"unet": "UNet2DConditionModel", "layout_encoder": "ControlNetModel", "vae": "AutoencoderKL"}
+# The first class is the one that a config means without saying so.
+_DIFFUSERS = {
+    "unet": ("UNet2DConditionModel",),
+    "layout_encoder": ("ControlNetModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+}
 _TRANSFORMERS = {
     "text_encoder": ("CLIPTextModel", "CLIPTextConfig"),
     "image_encoder": ("CLIPVisionModel", "CLIPVisionConfig"),
@@ -67,18 +72,18 @@ def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
     Raises:
         ContextDiffusionError: the module is of a class that a checkpoint does not carry.
     """
-    expected = _class_name(name)
+    expected, found = _class_names(name), type(module).__name__
     # Copies that a library wraps (compiled, parallel) are not what the file describes.
-    if type(module).__name__ != expected:
-        raise ContextDiffusionError(
-            f"the {name} is a {type(module).__name__}: a checkpoint carries {expected} only"
-        )
+    if found not in expected:
+        raise ContextDiffusionError(f"the {name} is a {found}: a checkpoint carries {' or '.join(expected)} only")
     if name == "projector":
         return {"vision_width": module.linear.in_features, "text_width": module.linear.out_features}
     if name in _FIELDS:
         return {field: getattr(module.config, field, None) for field in _FIELDS[name]}
-    config = json.loads(module.to_json_string())
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+    config, known = json.loads(module.to_json_string()), _settings(type(module))
+    # diffusers notes more than its constructors take: where it came from, and what follows from the rest.
+    config = {key: value for key, value in config.items() if key in known}
+    return {"class": found, **config} if len(expected) > 1 else config
 
 
 def build_part(name: str, config: dict[str, Any]) -> nn.Module:
@@ -90,6 +95,7 @@ def build_part(name: str, config: dict[str, Any]) -> nn.Module:
     """
     if not isinstance(config, dict):
         raise ContextDiffusionError(f"the {name} config is {config!r}, not a table of settings")
+    class_name = _class_names(name)[0]
     if name == "projector":
         maker, known = ContextProjector, {"vision_width", "text_width"}
     elif name in _TRANSFORMERS:
@@ -101,8 +107,14 @@ def build_part(name: str, config: dict[str, Any]) -> nn.Module:
             return model_class(config_class(**settings))
 
     else:
-        maker = getattr(import_module("diffusers"), _DIFFUSERS[name])
-        known = set(inspect.signature(maker.__init__).parameters) - {"self"}
+        if len(_DIFFUSERS[name]) > 1:
+            config = dict(config)
+            class_name = config.pop("class", class_name)
+            if class_name not in _DIFFUSERS[name]:
+                choice = " or ".join(_DIFFUSERS[name])
+                raise ContextDiffusionError(f"the {name} config is of class {class_name!r}, not {choice}")
+        maker = getattr(import_module("diffusers"), class_name)
+        known = _settings(maker)
     # A newer library may have written a switch that is off: leaving it out changes nothing.
     unknown = sorted(key for key in set(config) - known if config[key] not in (None, False))
     if unknown:
@@ -113,9 +125,7 @@ def build_part(name: str, config: dict[str, Any]) -> nn.Module:
     # The libraries raise whatever their code runs into on a wrong config: all of it means the same here.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ContextDiffusionError(
-            f"the {name} config does not make a {_class_name(name)} ({reason})"
-        ) from error
+        raise ContextDiffusionError(f"the {name} config does not make a {class_name} ({reason})") from error
 
 
 def fill_buffers(module: nn.Module) -> None:
@@ -177,7 +187,13 @@ def misfits(model: ContextDiffusion) -> list[str]:
     return found
 
 
-def _class_name(name: str) -> str:
+def _class_names(name: str) -> tuple[str, ...]:
+    """The classes that a part may be of."""
     if name == "projector":
-        return ContextProjector.__name__
-    return _DIFFUSERS.get(name) or _TRANSFORMERS[name][0]
+        return (ContextProjector.__name__,)
+    return _DIFFUSERS.get(name) or _TRANSFORMERS[name][:1]
+
+
+def _settings(maker: type[nn.Module]) -> set[str]:
+    """What the constructor of a diffusers class takes."""
+    return set(inspect.signature(maker.__init__).parameters) - {"self"}

@@ -17,7 +17,7 @@ from context_diffusion.checkpoint import load_checkpoint, read_metadata, save_ch
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.native_limits import check_native_limits
 
-from .tiny import tiny_model, tiny_unet
+from .tiny import taesd_vae, tiny_model, tiny_unet
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,33 @@ def test_parts_may_be_absent(tmp_path):
     again = load_checkpoint(save_checkpoint(model, tmp_path / "unet-only.safetensors"))
     assert same_weights(model, again)
     assert again.vae is None and again.tokenizer is None
+
+
+@torch.no_grad()
+def test_a_tiny_vae_comes_back_as_one(tmp_path, caplog):
+    model = tiny_model()
+    model.vae = taesd_vae().eval()
+    file = save_checkpoint(model, tmp_path / "tiny-vae.safetensors")
+    assert not caplog.records  # within the native limits
+    again = load_checkpoint(file)
+    assert type(again.vae) is type(model.vae) and again.vae.config.scaling_factor == 0.7
+    images, z = torch.rand(1, 3, 64, 64), torch.randn(1, 4, 8, 8)
+    assert torch.equal(again.encode_images(images), model.encode_images(images))
+    assert torch.equal(again.decode_latents(z), model.decode_latents(z))
+    tensors, config = read(file)[0], read_metadata(file)["config"]["vae"]
+    assert config["class"] == "AutoencoderTiny" and config["num_decoder_blocks"] == [2, 2, 1, 1]
+    assert torch.equal(tensors["vae.encoder.layers.0.weight"], model.vae.encoder.layers[0].weight)
+
+    rewrite(file, config=lambda c: c["vae"].update(num_encoder_blocks=[1, 1, 2, 2]))
+    refused(file, r"does not hold the tensors its config asks for: .* missing \(vae.encoder.layers")
+
+
+def test_the_class_of_the_vae(file):
+    assert read_metadata(file)["config"]["vae"]["class"] == "AutoencoderKL"
+    rewrite(file, config=lambda c: c["vae"].pop("class"))  # as in files before there was a choice
+    assert type(load_checkpoint(file).vae).__name__ == "AutoencoderKL"
+    rewrite(file, config=lambda c: c.update(vae={"class": "AutoencoderTiny"}))
+    refused(file, "does not hold the tensors its config asks for")
 
 
 def test_dtypes(model, saved, tmp_path):
@@ -385,6 +412,10 @@ def test_weights_that_are_not_finite(file):
         ),
         (lambda c: c["unet"].update(quantum=3), "the unet config has entries unknown here: quantum"),
         (lambda c: c["vae"].update(block_out_channels=7), "the vae config does not make"),
+        (lambda c: c["vae"].update({"class": "VQModel"}), "vae config is of class 'VQModel', not Auto"),
+        (lambda c: c["vae"].update({"class": None}), "vae config is of class None, not Auto"),
+        (lambda c: c["vae"].update({"class": "AutoencoderTiny"}), "vae config has entries unknown here"),
+        (lambda c: c["unet"].update({"class": "UNet2DModel"}), "entries unknown here: class"),
         (lambda c: c["text_encoder"].update(num_attention_heads=5), "the text_encoder config does not make"),
         (lambda c: c["projector"].pop("text_width"), "the projector config does not make"),
         (lambda c: c.update(image_encoder=[1]), "the image_encoder config is"),
@@ -458,6 +489,34 @@ def test_each_limit_is_named(part, settings, message):
     else:
         assert len(limits) == 1 and limits[0].startswith(f"{part}: ")
         assert re.search(message, limits[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, None),
+        ({"num_encoder_blocks": (1, 3, 3, 3), "num_decoder_blocks": (3, 3, 3, 1)}, None),
+        ({"num_encoder_blocks": (2, 1, 1, 1)}, "num_encoder_blocks are .2, 1, 1, 1."),
+        ({"num_decoder_blocks": (1, 1, 4, 1)}, "num_decoder_blocks are .1, 1, 4, 1."),
+        ({"num_decoder_blocks": (1, 0, 1, 1)}, "must be 1 or more"),
+        ({"encoder_block_out_channels": (32,) * 4}, "encoder_block_out_channels are .32, 32, 32, 32."),
+        (
+            {"decoder_block_out_channels": (64,) * 3, "num_decoder_blocks": (1, 1, 1)},
+            "must be .64, 64, 64, 64.",
+        ),
+        ({"act_fn": "silu"}, "act_fn is 'silu'"),
+        ({"upsample_fn": "bilinear"}, "upsample_fn is 'bilinear'"),
+        ({"latent_channels": 128}, "latent_channels is 128"),
+    ],
+)
+def test_limits_of_a_tiny_vae(settings, message):
+    model = tiny_model()
+    model.vae = taesd_vae(**settings)
+    limits = check_native_limits(model)
+    if message is None:
+        assert limits == []
+    else:
+        assert len(limits) == 1 and re.search(f"^vae: .*{message}", limits[0])
 
 
 def test_limits_of_clip_schedule_and_tokenizer(tmp_path, caplog):
