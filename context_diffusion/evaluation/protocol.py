@@ -144,15 +144,14 @@ def foregrounds(library: EmojiLibrary, cases: Sequence[Case]) -> Tensor:
 
 
 def queries(library: EmojiLibrary, cases: Sequence[Case], name: str = "softedge") -> Tensor:
-    """The query maps, made of the untransformed drawings so that a style comes from the context alone.
+    """The query maps of the targets as they are to look, style transform included.
 
     Returns:
         (B, 3, H, W) in [0, 1].
     """
     from ..maps import make_map
 
-    plain = torch.cat([library.batch(case.style, [case.key]) for case in cases])
-    return make_map(plain, name)
+    return make_map(truths(library, cases), name)
 
 
 def contexts(library: EmojiLibrary, cases: Sequence[Case], shuffled: bool = False) -> Tensor:
