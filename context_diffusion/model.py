@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,16 @@ DEFAULT_SCHEDULE = {
     "beta_end": 0.012,
     "rescale_betas_zero_snr": False,
 }
+
+
+@contextmanager
+def _stem_gives(layout_encoder: nn.Module, features: Tensor) -> Iterator[None]:
+    """Within it the layout encoder's stem returns `features`, whatever it is shown."""
+    handle = layout_encoder.controlnet_cond_embedding.register_forward_hook(lambda *_: features)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class ContextDiffusion(nn.Module):
@@ -104,6 +116,14 @@ class ContextDiffusion(nn.Module):
         like = self.projector.linear.weight
         return null_context(batch, n_tokens or self.context_tokens, like.shape[0], like)
 
+    def encode_query(self, query: Tensor) -> Tensor:
+        """The layout encoder's stem: query images (B, 3, 8h, 8w) in [0, 1] -> features (B, C, h, w).
+
+        The stem does not see z_t or t. It costs as much as half of the UNet, so samplers run it once an
+        image, and training once for all noise levels of an image.
+        """
+        return self.layout_encoder.controlnet_cond_embedding(query)
+
     def predict(
         self,
         z_t: Tensor,
@@ -118,7 +138,8 @@ class ContextDiffusion(nn.Module):
             z_t: noisy latents (B, C, h, w).
             timestep: (B,) or a scalar, in [0, 1000].
             y: [h^c, h^V], (B, 77 + N, d_c).
-            query: q as an image (B, 3, 8h, 8w) in [0, 1], or None for no layout.
+            query: q as an image (B, 3, 8h, 8w) in [0, 1], or its features from `encode_query`, or None for no
+                layout.
             layout_strength: factor of the layout residuals; 0 means no layout.
 
         Returns:
@@ -126,9 +147,14 @@ class ContextDiffusion(nn.Module):
         """
         residuals = {}
         if query is not None and self.layout_encoder is not None:
-            down, mid = self.layout_encoder(
-                z_t, timestep, y, query, conditioning_scale=layout_strength, return_dict=False
-            )
+            if query.shape[-2:] != z_t.shape[-2:]:
+                query = self.encode_query(query)
+            with _stem_gives(self.layout_encoder, query):
+                # The stem's output is replaced: what it sees only has to be small.
+                blank = query.new_zeros(query.shape[0], 3, 8, 8)
+                down, mid = self.layout_encoder(
+                    z_t, timestep, y, blank, conditioning_scale=layout_strength, return_dict=False
+                )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         return self.unet(z_t, timestep, y, return_dict=False, **residuals)[0]
 
