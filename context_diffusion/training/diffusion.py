@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.library import EmojiLibrary
 from ..errors import ContextDiffusionError
+from ..latents import encode_images
 from ..model import ContextDiffusion
 from ..tokenizer import tokenizer_from_json
 from ..visual_context import ContextProjector, clip_preprocess
@@ -70,6 +72,14 @@ def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffus
         schedule={"prediction_type": settings.get("prediction_type", "flow")},
         info=settings.get("info", {}),
     )
+
+
+def _digest(module: nn.Module) -> str:
+    """A short name for the module's weights."""
+    digest = hashlib.sha256()
+    for value in module.state_dict().values():
+        digest.update(value.float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class DiffusionObjective(nn.Module):
@@ -143,6 +153,7 @@ class DiffusionStage:
             config.seed,
             self._encode,
             (model.unet.config.in_channels, size, size),
+            _digest(self.vae),
         )
 
     def prepare(self, rank: int, world: int) -> None:
@@ -173,8 +184,7 @@ class DiffusionStage:
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        latents = self.vae.encode(images * 2 - 1).latents
-        return latents * self.vae.config.scaling_factor
+        return encode_images(self.vae, images)
 
     def batch(self, step: int, rank: int, world: int) -> dict:
         rng = np.random.default_rng(batch_seed(self.config.seed, step, rank))

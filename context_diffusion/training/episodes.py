@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.library import EmojiLibrary
 from ..data.transforms import sample_transform
+from ..errors import ContextDiffusionError
 from ..maps import make_map
 from .clip import transformed_caption
 
@@ -68,11 +69,19 @@ def draw_keys(library: EmojiLibrary, style: str, count: int, rng: np.random.Gene
         count: how many, a multiple of 4.
         rng: source of the choice.
         among: keys to draw from.
+
+    Raises:
+        ContextDiffusionError: too few subgroups have four of the keys.
     """
     by_subgroup: dict[str, list[str]] = {}
     for key in among:
         by_subgroup.setdefault(library.subgroup(key), []).append(key)
     large = [name for name, keys in by_subgroup.items() if len(keys) >= 4]
+    if len(large) < count // 4:
+        raise ContextDiffusionError(
+            f"{style} has {len(large)} subgroups of four or more training emoji and an episode group of {count} needs "
+            f"{count // 4}: give a larger data set"
+        )
     weights = np.array([len(by_subgroup[name]) for name in large], dtype=float) ** 0.7
     chosen: list[str] = []
     for name in rng.choice(large, size=count // 4, replace=False, p=weights / weights.sum()):

@@ -17,6 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.library import EmojiLibrary
+from ..errors import ContextDiffusionError
+from ..files import write_atomically
 from .episodes import draw_group
 from .loop import batch_seed
 
@@ -34,6 +36,10 @@ class EpisodePool:
         seed: of every group.
         encode: images (B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w).
         latent_shape: (C, h, w).
+        encoder: says which weights `encode` has.
+
+    Raises:
+        ContextDiffusionError: the folder holds a pool that was made with other settings.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class EpisodePool:
         seed: int,
         encode: Callable[[Tensor], Tensor],
         latent_shape: tuple[int, int, int],
+        encoder: str = "",
     ) -> None:
         self.folder, self.library, self.groups, self.seed = folder, library, groups, seed
         self.encode = encode
@@ -60,6 +67,7 @@ class EpisodePool:
             "latents": (latent_shape, np.float16),
         }
         folder.mkdir(parents=True, exist_ok=True)
+        _check_settings(folder / "settings.json", {"seed": seed, "shares": shares, "encoder": encoder})
         self.arrays = {
             name: _open(folder / f"{name}.npy", (groups, GROUP_SIZE, *shape), dtype)
             for name, (shape, dtype) in shapes.items()
@@ -100,6 +108,19 @@ class EpisodePool:
         return self._captions[group]
 
 
+def _check_settings(path: Path, settings: dict) -> None:
+    """Latents of an earlier autoencoder, or groups of another seed, must not be taken for this run's."""
+    if not path.exists():
+        with write_atomically(path) as scratch:
+            scratch.write_text(json.dumps(settings, indent=1))
+    found = json.loads(path.read_text())
+    changed = [name for name in settings if found.get(name) != settings[name]]
+    if changed:
+        raise ContextDiffusionError(
+            f"{path.parent} was made with another {' and '.join(changed)}: remove that folder to make it anew"
+        )
+
+
 def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     """A memory-mapped .npy file of zeros, made once however many processes come at the same time."""
     if not path.exists():
@@ -114,8 +135,6 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
             scratch.unlink()
     array = np.lib.format.open_memmap(path, mode="r+")
     if array.shape != shape:
-        from ..errors import ContextDiffusionError
-
         raise ContextDiffusionError(
             f"{path} was made for other settings (shape {array.shape}, now {shape}): remove its folder to make it anew"
         )

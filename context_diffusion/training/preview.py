@@ -45,7 +45,7 @@ def preview_grid(model: ContextDiffusion, library: EmojiLibrary, steps: int = 12
     sampler = FlowSampler(model, steps)
     right, wrong = cases["contexts"], cases["contexts"].roll(1, 0)
     made = [
-        sampler.generate(SamplingBatch(seeds, query, context, prompts))
+        sampler.generate(SamplingBatch(seeds, query, context, prompts, library.size))
         for context, prompts in ((right, cases["captions"]), (right, None), (wrong, None), (None, cases["captions"]))
     ]
     model.train(training)
