@@ -340,13 +340,18 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {name: value for name, value in extra.items() if name in accepted}
         steps, order = len(timesteps), self.scheduler.order
+        # A callback may change the query; its features are made anew then.
+        shown = layout = None
         with self.progress_bar(total=math.ceil(steps / order)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 heard = layout_start <= i / steps and (i + 1) / steps <= layout_end
                 weights = branch_weights(self._text_guidance, self._context_guidance, has_text, has_context)
-                prediction = self._predict(t, tensors, weights, layout_strength if heard else 0.0)
+                if tensors["query_map"] is not shown:
+                    shown = tensors["query_map"]
+                    layout = self._stem(shown)
+                prediction = self._predict(t, tensors, weights, layout if heard else None, layout_strength)
                 tensors["latents"] = self.scheduler.step(
                     prediction, t, tensors["latents"], **extra, return_dict=False
                 )[0]
@@ -361,8 +366,19 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
+    def _stem(self, query: Tensor | None) -> Tensor | None:
+        """The query's features, the same at every step; the query itself where accelerate moves the encoder about."""
+        if query is None or hasattr(self.layout_encoder, "_hf_hook"):
+            return query
+        return self.to_model().encode_query(query)
+
     def _predict(
-        self, t: Tensor, tensors: dict[str, Tensor], weights: dict[str, float], layout_strength: float
+        self,
+        t: Tensor,
+        tensors: dict[str, Tensor],
+        weights: dict[str, float],
+        query: Tensor | None,
+        layout_strength: float,
     ) -> Tensor:
         """The guided prediction for the latents; branches whose y are equally long share one UNet call."""
         text, null_text = tensors["prompt_embeds"], tensors["negative_prompt_embeds"]
@@ -380,7 +396,6 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         if hasattr(self.scheduler, "scale_model_input"):
             latents = self.scheduler.scale_model_input(latents, t)
         latents = latents.to(self.unet.dtype)
-        query = tensors["query_map"] if layout_strength > 0 else None
         model, predictions = self.to_model(), {}
         for ys in by_length.values():
             rows = len(ys)

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     parser.add_argument("--guidance", type=float, default=3.0, help="of text and of context (default 3)")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=2, help="processes that measure (default 2)")
     parser.add_argument("--seen", type=int, default=630, help="images in the train styles")
     parser.add_argument("--unseen", type=int, default=320, help="images in the unseen styles")
     parser.add_argument("--transforms", type=int, default=320, help="images under held-out style transforms")
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> bool:
     from .encoder_probes import probe_encoder
     from .features import load_squeezenet
     from .fetch import fetch_feature_weights
+    from .grid import write_heldout_grid
     from .heldout import generate_heldout
     from .protocol import heldout_cases
     from .sampling import FlowSampler
@@ -96,10 +98,12 @@ def run(options: argparse.Namespace) -> bool:
             fit_judges(library, squeezenet),
             seeds=options.seeds,
             batch_size=options.batch_size,
+            workers=options.workers,
         ),
         "probes": probe_encoder(model.image_encoder, library),
     }
-    for path in write_report(report, options.out):
+    grid = write_heldout_grid(library, cases, options.out / "images", options.out, options.batch_size)
+    for path in (*write_report(report, options.out), grid):
         logger.info("wrote %s", path)
     return True
 

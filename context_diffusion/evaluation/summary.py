@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +100,7 @@ def summarise(
     seeds: int = 3,
     batch_size: int = 32,
     progress: bool | None = None,
+    workers: int = 1,
 ) -> dict:
     """All figures of a finished run.
 
@@ -109,6 +112,7 @@ def summarise(
         seeds: how many were generated.
         batch_size: as generated.
         progress: show a bar; None does on a terminal only.
+        workers: processes that measure, each some of the parts.
 
     Returns:
         part -> {cases, codepoints, settings: {setting: {figure: [value, low, high]}}, ratios: {...}}.
@@ -116,28 +120,43 @@ def summarise(
     Raises:
         ContextDiffusionError: images are missing.
     """
-    report = {}
-    hide = None if progress is None else not progress
+    tasks = []
     for part in PARTS:
         chosen = [case for case in cases if case.part == part]
-        if not chosen:
-            continue
-        reference = _Reference(library, chosen, judges)
-        settings = {"real": reference.measure(reference.truth[None])}
-        for setting in tqdm(("vae", *PART_SETTINGS[part]), desc=f"measure {part}", disable=hide):
-            runs = range(1 if setting == "vae" else seeds)
-            images = torch.stack([load_images(out, cases, part, setting, s, batch_size) for s in runs])
-            settings[setting] = reference.measure(images, similarity=setting == "vae")
-        report[part] = {
-            "cases": len(chosen),
-            "codepoints": len({case.key for case in chosen}),
-            "settings": {
-                name: _figures(one, reference, only=REAL_FIGURES if name == "real" else None)
-                for name, one in settings.items()
-            },
-            "ratios": {name: _triple(value) for name, value in _ratios(settings).items()},
-        }
-    return report
+        if chosen:
+            tasks.append((library.folder, part, chosen, Path(out), judges, seeds, batch_size, progress))
+    if workers == 1:
+        return dict(map(_summarise_part, tasks))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        return dict(pool.map(_summarise_part, tasks))
+
+
+def _one_thread() -> None:
+    """Processes side by side share the cores better than threads inside each do."""
+    torch.set_num_threads(1)
+
+
+def _summarise_part(task: tuple) -> tuple[str, dict]:
+    """One part's figures, alone in its process."""
+    from ..data.library import EmojiLibrary
+
+    folder, part, chosen, out, judges, seeds, batch_size, progress = task
+    reference = _Reference(EmojiLibrary(folder), chosen, judges)
+    settings = {"real": reference.measure(reference.truth[None])}
+    hide = None if progress is None else not progress
+    for setting in tqdm(("vae", *PART_SETTINGS[part]), desc=f"measure {part}", disable=hide):
+        runs = range(1 if setting == "vae" else seeds)
+        images = torch.stack([load_images(out, chosen, part, setting, s, batch_size) for s in runs])
+        settings[setting] = reference.measure(images, similarity=setting == "vae")
+    return part, {
+        "cases": len(chosen),
+        "codepoints": len({case.key for case in chosen}),
+        "settings": {
+            name: _figures(one, reference, only=REAL_FIGURES if name == "real" else None)
+            for name, one in settings.items()
+        },
+        "ratios": {name: _triple(value) for name, value in _ratios(settings).items()},
+    }
 
 
 class _Reference:
@@ -150,8 +169,7 @@ class _Reference:
         self.transformed = cases[0].transform is not None
         self.truth = (truths(library, cases) * 255).round().to(torch.uint8)
         self.mask = foregrounds(library, cases)
-        plain = torch.cat([library.batch(case.style, [case.key]) for case in cases])
-        self.edges = edges(plain)
+        self.edges = edges(self.truth.float() / 255)
         self.regions: Regions = color_regions(self.truth.float() / 255)
         self.features = embed_images(judges.kid_features, self.truth)
 
