@@ -100,7 +100,9 @@ def test_stopping_stops_the_processes(tmp_path, number, code):
         time.sleep(600)
     """
     caller = f"""
-        import os, sys
+        import os, signal, sys
+        # A shell starts what it puts in the background with SIGINT ignored, and tests may run there.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from context_diffusion.cli import main
         from context_diffusion.cli.launch import launch
         import context_diffusion.cli as cli
