@@ -74,7 +74,9 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
     # Gradients as views into the buckets that are averaged: one copy less a step.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     precision = {"fp32": "no", "bf16": "bf16"}[config.precision]
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    # Left to itself accelerate takes the processes of a machine without an accelerator for runs of one process each.
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, kwargs_handlers=[ddp])
     rank, world = accelerator.process_index, accelerator.num_processes
     _pin(rank, world, config.threads)
     out = Path(config.out)

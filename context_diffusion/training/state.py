@@ -25,16 +25,23 @@ def save_state(
         ema: parameter name -> averaged value.
         optimizer: over the module's parameters that require gradients.
         step: steps done.
+
+    Raises:
+        ContextDiffusionError: the folder is read-only or full.
     """
     tensors = {f"module.{name}": value.detach() for name, value in module.state_dict().items()}
     tensors.update({f"ema.{name}": value for name, value in ema.items()})
     for index, moments in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{index}.{name}": value for name, value in moments.items()})
     tensors = {name: value.contiguous().clone() for name, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Always the same name: what a kill leaves behind is written over by the next run.
     scratch = path.with_suffix(".tmp")
-    save_file(tensors, scratch, metadata={"training_state": json.dumps({"step": step})})
-    os.replace(scratch, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, scratch, metadata={"training_state": json.dumps({"step": step})})
+        os.replace(scratch, path)
+    except (OSError, SafetensorError) as error:
+        raise ContextDiffusionError(f"cannot write {path}: {error}; make room or choose another folder") from error
 
 
 def load_state(path: Path, module: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
@@ -48,23 +55,38 @@ def load_state(path: Path, module: nn.Module, ema: dict[str, Tensor], optimizer:
     """
     try:
         with safe_open(path, "pt") as file:
-            step = json.loads((file.metadata() or {})["training_state"])["step"]
+            metadata = file.metadata() or {}
+            if "training_state" not in metadata:
+                raise _cannot_resume(path, "it is no training state")
+            step = json.loads(metadata["training_state"])["step"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         parts: dict[str, dict] = {"module": {}, "ema": {}, "optimizer": {}}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
+        if parts["ema"].keys() != ema.keys():
+            raise _cannot_resume(path, "it belongs to a model with other parts")
         module.load_state_dict(parts["module"])
         for name, value in ema.items():
             value.copy_(parts["ema"][name])
-    except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ContextDiffusionError(
-            f"cannot resume from {path}: {reason}; give another --out folder or remove the file to start anew"
-        ) from error
-    state: dict[int, dict] = {}
-    for name, value in parts["optimizer"].items():
-        index, _, moment = name.partition(".")
-        state.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        moments: dict[int, dict] = {}
+        for name, value in parts["optimizer"].items():
+            index, _, moment = name.partition(".")
+            moments.setdefault(int(index), {})[moment] = value
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise _cannot_resume(path, str(error) or type(error).__name__) from error
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, state in moments.items():
+        for name, value in state.items():
+            if value.shape == parameters[index].shape:
+                # In the parameter's memory layout, as the optimizer makes it: mixed layouts are slow in every step.
+                state[name] = torch.empty_like(parameters[index]).copy_(value)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
+
+
+def _cannot_resume(path: Path, reason: str) -> ContextDiffusionError:
+    reason = " ".join(reason.split())
+    return ContextDiffusionError(
+        f"cannot resume from {path}: {reason[:300]}; give another --out folder or remove the file to start anew"
+    )

@@ -1,0 +1,279 @@
+"""Kill and resume, damaged states, steps that are left out, averaging over processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from context_diffusion.cli.launch import launch
+from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.training import state as state_module
+from context_diffusion.training.config import RunConfig
+from context_diffusion.training.diffusion import DiffusionStage
+from context_diffusion.training.loop import train
+from context_diffusion.training.vae import VAEStage
+
+from .tiny_data import diffusion_config, vae_config, write_tiny_data, write_tiny_encoders
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The runs set it; the other tests shall not notice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def saved_step(folder):
+    with safe_open(folder / "state.safetensors", "pt") as file:
+        return int(file.metadata()["training_state"].rpartition(":")[2].strip(" }"))
+
+
+def assert_same_state(first, second):
+    """Weights, averaged weights and moments, bit for bit."""
+    one, other = (load_file(folder / "state.safetensors") for folder in (first, second))
+    assert one.keys() == other.keys() and {name.split(".")[0] for name in one} == {"module", "ema", "optimizer"}
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+# Kill and resume
+
+
+def test_vae_stage_resumes_to_the_same_bits(data, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(vae_config(data, whole, steps=6), VAEStage(vae_config(data, whole, steps=6)))
+    start = load_file(whole / "state.safetensors")
+    for stop in (2, 3, None):
+        # A fresh stage each time, as a new process would have.
+        config = vae_config(data, broken, steps=6)
+        train(config, VAEStage(config), stop_after=stop)
+        assert saved_step(broken) == (stop or 6)
+        if stop:
+            now = load_file(broken / "state.safetensors")
+            assert any(not torch.equal(start[name], now[name]) for name in start)
+    assert_same_state(whole, broken)
+    written = [folder / "vae" / "diffusion_pytorch_model.safetensors" for folder in (whole, broken)]
+    assert written[0].read_bytes() == written[1].read_bytes()
+
+
+def test_diffusion_stage_resumes_to_the_same_bits_and_its_result_loads(data, tmp_path):
+    encoders = write_tiny_encoders(tmp_path / "encoders")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    config = diffusion_config(data, encoders, whole, steps=3, sample_every=3)
+    train(config, DiffusionStage(config))
+    for stop in (2, None):
+        config = diffusion_config(data, encoders, broken, steps=3)
+        train(config, DiffusionStage(config), stop_after=stop)
+    assert_same_state(whole, broken)
+    results = [load_file(folder / "tiny.safetensors") for folder in (whole, broken)]
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+    assert len(list((whole / "samples").iterdir())) == 1
+
+    from context_diffusion.checkpoint import load_checkpoint
+
+    model = load_checkpoint(whole / "tiny.safetensors")
+    # The result is the averaged weights, in half precision.
+    ema = load_file(whole / "state.safetensors")
+    for name, value in model.unet.named_parameters():
+        torch.testing.assert_close(value.float(), ema[f"ema.model.unet.{name}"].half().float(), rtol=0, atol=0)
+
+
+def test_a_killed_process_loses_nothing(data, tmp_path):
+    """A real SIGKILL in the middle of a run, resumed here, against an unbroken run."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    config = vae_config(data, broken, steps=120, save_every=2)
+    run = {name: value for name, value in vars(config).items() if name != "settings"}
+    lines = ["[run]", *(f"{name} = {_toml(value)}" for name, value in run.items())]
+    lines += ["[vae]", *(f"{name} = {_toml(value)}" for name, value in config.settings.items())]
+    (tmp_path / "vae.toml").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "context_diffusion.training", str(tmp_path / "vae.toml")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (broken / "state.safetensors").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    reached = saved_step(broken)
+    assert 2 <= reached < 100
+    last = reached + 3
+    train(config, VAEStage(config), stop_after=last)
+    config = vae_config(data, whole, steps=120)
+    train(config, VAEStage(config), stop_after=last)
+    assert saved_step(broken) == saved_step(whole) == last
+    assert_same_state(whole, broken)
+
+
+def _toml(value):
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+# A toy stage: a line, and two matrices that Muon takes
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.slope, self.offset = torch.nn.Parameter(torch.tensor([0.3])), torch.nn.Parameter(torch.tensor([0.1]))
+        self.first, self.second = torch.nn.Linear(16, 16, bias=False), torch.nn.Linear(16, 16, bias=False)
+
+    def forward(self, batch):
+        line = self.slope * batch["x"][:, 0] + self.offset
+        loss = (line + self.second(self.first(batch["x"])).mean(1) - batch["y"]).square().mean()
+        return loss * batch.get("factor", 1.0), {"loss": loss.detach()}
+
+
+class ToyStage:
+    """`joined` processes' batches in one; `broken_step` has a loss that is not finite."""
+
+    def __init__(self, joined=1, broken_step=None):
+        self.module, self.joined, self.broken_step = Line(), joined, broken_step
+        self.weights = []
+
+    def batch(self, step, rank, world):
+        self.weights.append({name: value.detach().clone() for name, value in self.module.named_parameters()})
+        parts = []
+        for number in range(rank, rank + self.joined):
+            generator = torch.Generator().manual_seed(100 * step + number)
+            parts.append((torch.randn(4, 16, generator=generator), torch.randn(4, generator=generator)))
+        batch = {"x": torch.cat([x for x, _ in parts]), "y": torch.cat([y for _, y in parts])}
+        if step == self.broken_step:
+            batch["factor"] = torch.tensor(float("nan"))
+        return batch
+
+    def sample(self):
+        return None
+
+    def finish(self, out):
+        (out / "finished").touch()
+
+
+def toy_config(out, **values):
+    run = {"steps": 5, "batch_size": 4, "learning_rate": 0.01, "warmup_steps": 0, "grad_clip": 1e6, "save_every": 0}
+    return RunConfig(stage="vae", data="", out=str(out), log_every=0, sample_every=0, threads=1, **{**run, **values})
+
+
+def test_a_gradient_that_is_not_finite_leaves_its_step_out(tmp_path, caplog):
+    stage = ToyStage(broken_step=2)
+    train(toy_config(tmp_path), stage)
+    before, after, later = stage.weights[2:5]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(after["slope"], later["slope"])
+    assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "state.safetensors").values())
+    assert "step 2" in caplog.text and "not finite" in caplog.text
+    assert (tmp_path / "finished").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="two processes on the CPU")
+def test_averaging_over_two_processes_is_one_process_with_both_batches(tmp_path):
+    """Moments are linear in the gradients, so that a sum in place of a mean would show."""
+    code = f"""
+        import sys
+        sys.path.insert(0, r"{ROOT}")
+        from tests.core.test_training_resume import ToyStage, toy_config, train
+        train(toy_config(r"{tmp_path / "two"}", processes=2), ToyStage())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert launch(command, 2, {**os.environ, "OMP_NUM_THREADS": "1"}) == 0
+    train(toy_config(tmp_path / "one"), ToyStage(joined=2))
+    two, one = (load_file(tmp_path / name / "state.safetensors") for name in ("two", "one"))
+    assert two.keys() == one.keys()
+    for name in two:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+    train(toy_config(tmp_path / "half"), ToyStage())
+    half = load_file(tmp_path / "half" / "state.safetensors")
+    assert (half["module.offset"] - one["module.offset"]).abs() > 1e-4
+
+
+# State files
+
+
+def damage_cut(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def damage_garbage(path):
+    path.write_bytes(b"\x07" * 400)
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_other_model(path):
+    module = torch.nn.Linear(3, 3)
+    ema = dict(module.named_parameters())
+    state_module.save_state(path, module, ema, torch.optim.SGD(module.parameters()), 2)
+
+
+def damage_no_state(path):
+    from safetensors.torch import save_file
+
+    save_file({"module.weight": torch.zeros(2)}, path)
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_garbage, damage_empty, damage_other_model, damage_no_state])
+def test_a_damaged_state_is_one_clear_line(tmp_path, damage):
+    train(toy_config(tmp_path), ToyStage(), stop_after=2)
+    damage(tmp_path / "state.safetensors")
+    with pytest.raises(ContextDiffusionError) as caught:
+        train(toy_config(tmp_path), ToyStage())
+    message = str(caught.value)
+    assert "\n" not in message and "state.safetensors" in message and "--out" in message
+
+
+def test_a_state_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    train(toy_config(tmp_path), ToyStage(), stop_after=2)
+    good = (tmp_path / "state.safetensors").read_bytes()
+
+    def dies_half_way(tensors, path, metadata):
+        Path(path).write_bytes(good[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_module, "save_file", dies_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            train(toy_config(tmp_path), ToyStage(), stop_after=3)
+    assert (tmp_path / "state.safetensors").read_bytes() == good
+    # What was left behind does not get in the way.
+    train(toy_config(tmp_path), ToyStage())
+    train(toy_config(tmp_path / "whole"), ToyStage())
+    assert_same_state(tmp_path, tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state_module, "save_file", full)
+    with pytest.raises(ContextDiffusionError, match="No space left"):
+        train(toy_config(tmp_path), ToyStage())
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    train(toy_config(tmp_path), ToyStage())
+    (tmp_path / "finished").unlink()
+    stage = ToyStage()
+    train(toy_config(tmp_path), stage)
+    # No batch was asked for; the result is written again.
+    assert stage.weights == [] and (tmp_path / "finished").exists()
