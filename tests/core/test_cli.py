@@ -367,6 +367,27 @@ def test_missing_extra_names_what_to_install(monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_squeezenet_weights_are_fetched_once(monkeypatch, capsys, tmp_path):
+    from safetensors.torch import save_file
+
+    from context_diffusion.evaluation.features import SqueezeNetFeatures
+
+    fetched = []
+
+    def fetch(out):
+        fetched.append(out)
+        save_file(SqueezeNetFeatures().state_dict(), out)
+
+    monkeypatch.setattr("context_diffusion.evaluation.fetch.fetch_feature_weights", fetch)
+    out = tmp_path / "squeezenet.safetensors"
+    assert main(["data", "squeezenet", "--out", str(out)]) == 0
+    assert main(["data", "squeezenet", "--out", str(out)]) == 0
+    assert fetched == [out]
+    out.write_bytes(b"something else")
+    assert main(["data", "squeezenet", "--out", str(out)]) == 2
+    assert one_error_line(capsys.readouterr().err)
+
+
 def test_info_describes_a_model(checkpoint, capsys):
     assert main(["info", str(checkpoint)]) == 0
     text = capsys.readouterr().out
@@ -392,7 +413,7 @@ def test_info_on_a_wrong_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["generate"], ["info"], ["train"], ["data"], ["data", "emoji"], ["evaluate"]]
+    "words", [[], ["generate"], ["info"], ["train"], ["data"], ["data", "emoji"], ["data", "squeezenet"], ["evaluate"]]
 )
 def test_help(words, capsys):
     assert main([*words, "--help"]) == 0
