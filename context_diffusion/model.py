@@ -147,14 +147,15 @@ class ContextDiffusion(nn.Module):
         """
         residuals = {}
         if query is not None and self.layout_encoder is not None:
+            settings = {"conditioning_scale": layout_strength, "return_dict": False}
             if query.shape[-2:] != z_t.shape[-2:]:
-                query = self.encode_query(query)
-            with _stem_gives(self.layout_encoder, query):
-                # The stem's output is replaced: what it sees only has to be small.
-                blank = query.new_zeros(query.shape[0], 3, 8, 8)
-                down, mid = self.layout_encoder(
-                    z_t, timestep, y, blank, conditioning_scale=layout_strength, return_dict=False
-                )
+                # An image goes through the encoder's own call, which is what brings offloaded weights to the device.
+                down, mid = self.layout_encoder(z_t, timestep, y, query, **settings)
+            else:
+                with _stem_gives(self.layout_encoder, query):
+                    # The stem's output is replaced: what it sees only has to be small.
+                    blank = query.new_zeros(query.shape[0], 3, 8, 8)
+                    down, mid = self.layout_encoder(z_t, timestep, y, blank, **settings)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         return self.unet(z_t, timestep, y, return_dict=False, **residuals)[0]
 
