@@ -6,6 +6,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
+from .outputs import check_writable
 from .parser import new_command, whole_number
 
 
@@ -50,6 +51,7 @@ def run_squeezenet(arguments: argparse.Namespace) -> int:
     from ..evaluation.fetch import fetch_feature_weights
 
     if not arguments.out.exists():
+        check_writable(arguments.out)
         fetch_feature_weights(arguments.out)
     load_squeezenet(arguments.out)
     print(arguments.out)
@@ -61,6 +63,7 @@ def run_emoji(arguments: argparse.Namespace) -> int:
     if find_spec("resvg_py") is None:
         # Found out before the packages are fetched.
         raise ModuleNotFoundError("No module named 'resvg_py'", name="resvg_py")
+    check_writable(arguments.out / "index.json")
     from ..data.emoji import build_emoji
 
     index = build_emoji(arguments.out, arguments.size, arguments.workers)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import ContextDiffusionError
+from ..files import write_atomically
 from .emoji_styles import (
     CAPTION_PACKAGES,
     EMOJIBASE,
@@ -49,12 +49,14 @@ def build_emoji(out: Path, size: int = 128, workers: int = 2, quiet: bool | None
         The index: `size`, `emoji` (key -> name, group, subgroup, keywords, heldout), `styles`.
 
     Raises:
-        ContextDiffusionError: a package cannot be fetched or is not the pinned one, or the folder cannot be written.
+        ContextDiffusionError: a package cannot be fetched or is not the pinned one, or the folder holds images
+            of another size or cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ContextDiffusionError(f"cannot write to {out}: {error.strerror}; choose another --out folder") from error
+    _check_size(out / "images", size)
     packages = {style.package.name: style.package for style in STYLES}
     packages.update({package.name: package for package in CAPTION_PACKAGES})
     archives = {
@@ -91,10 +93,12 @@ def build_emoji(out: Path, size: int = 128, workers: int = 2, quiet: bool | None
             for style in STYLES
         },
     }
-    (out / "ATTRIBUTION.md").write_text(attribution_text())
-    scratch = out / "index.json.tmp"
-    scratch.write_text(json.dumps(index, indent=1, ensure_ascii=False))
-    scratch.replace(out / "index.json")
+    for name, text in (
+        ("ATTRIBUTION.md", attribution_text()),
+        ("index.json", json.dumps(index, indent=1, ensure_ascii=False)),
+    ):
+        with write_atomically(out / name) as scratch:
+            scratch.write_text(text, encoding="utf-8")
     return index
 
 
@@ -176,6 +180,18 @@ def attribution_text() -> str:
     )
 
 
+def _check_size(folder: Path, size: int) -> None:
+    """Images of an earlier run are kept: they must not be of another size."""
+    earlier = next(folder.glob("*/*.png"), None)
+    if earlier is None:
+        return
+    with Image.open(earlier) as image:
+        if image.size != (size, size):
+            raise ContextDiffusionError(
+                f"{folder} holds images of {image.width} pixels and --size is {size}: give another --out folder"
+            )
+
+
 def _render(job: tuple[bytes, Path, int]) -> None:
     """One SVG or WebP -> one RGB PNG over white, written whole or not at all."""
     picture, path, size = job
@@ -195,6 +211,5 @@ def _render(job: tuple[bytes, Path, int]) -> None:
         square.paste(image, ((size - image.width) // 2, (size - image.height) // 2), image)
         image = square
     over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    over_white.save(scratch, format="PNG")
-    scratch.replace(path)
+    with write_atomically(path) as scratch:
+        over_white.save(scratch, format="PNG")

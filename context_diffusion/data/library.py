@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
+from ..files import write_atomically
 from .captions import dominant_colors, emoji_caption
 
 
@@ -36,8 +37,8 @@ class EmojiLibrary:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            index = json.loads((self.folder / "index.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ContextDiffusionError(
                 f"{self.folder} holds no emoji data set (no readable index.json): "
                 f"run `context-diffusion data emoji --out {self.folder}` first"
@@ -123,7 +124,7 @@ class EmojiLibrary:
             raise ContextDiffusionError(f"{self.folder} has no images of {style}: run `context-diffusion data emoji`")
         cache = self.folder / "cache"
         images, masks = cache / f"{style}.npy", cache / f"{style}.background.npy"
-        if not masks.exists() or len(np.load(images, mmap_mode="r")) != len(keys):
+        if not masks.exists() or np.load(images, mmap_mode="r").shape[:2] != (len(keys), self.size):
             cache.mkdir(exist_ok=True)
             pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in files])
             _save_array(images, pixels)
@@ -155,7 +156,6 @@ def background_mask(image: np.ndarray) -> np.ndarray:
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("wb") as file:
+    # The processes of a run may all find the cache missing: each writes a file of its own, the last one stays.
+    with write_atomically(path) as scratch, scratch.open("wb") as file:
         np.save(file, array)
-    scratch.replace(path)

@@ -64,11 +64,12 @@ def fetch_package(package: Package, folder: Path) -> Path:
             f"npm was not found: install Node.js, or put {package.archive_name} into {folder} by hand"
         )
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = [npm, "pack", "--silent", f"{package.name}@{package.version}"]
+        command = [npm, "pack", "--loglevel=error", f"{package.name}@{package.version}"]
         result = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
         fetched = Path(scratch) / package.archive_name
         if result.returncode != 0 or not fetched.exists():
-            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+            said = [line for line in result.stderr.splitlines() if line.strip() and "complete log" not in line]
+            reason = (said or ["no reason given"])[-1]
             raise ContextDiffusionError(f"npm could not fetch {package.name}@{package.version}: {reason}")
         found = _sha512(fetched)
         if found != package.sha512:

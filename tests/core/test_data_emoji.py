@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from context_diffusion.data.captions import COLOR_NAMES, dominant_colors, emoji_caption, nearest_color_names
-from context_diffusion.data.emoji import attribution_text, split_heldout
+from context_diffusion.data.emoji import attribution_text, build_emoji, split_heldout
 from context_diffusion.data.emoji_styles import (
     HELDOUT_STYLES,
     STYLES,
@@ -304,6 +304,12 @@ def test_library_notices_new_images(data):
     library = EmojiLibrary(data)
     assert library.keys["two"] == ["a", "c", "d"]
     assert library.image("two", "a")[0].mean() == 1 and library.image("two", "a")[1].mean() == 0
+
+
+def test_images_of_another_size_are_not_taken_for_this_runs(data):
+    with pytest.raises(ContextDiffusionError, match="16 pixels and --size is 128"):
+        build_emoji(data, 128)
+    assert not (data / "packages").exists(), "found out before anything is fetched"
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no index", "half an index", "no images"])
