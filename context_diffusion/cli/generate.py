@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextDiffusionError
 from ..latents import vae_scale_factor
@@ -173,9 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = pick_device(arguments.device)
     dtype = pick_dtype(device, arguments.dtype)
     height, width, encoder_size = _sizes(arguments, read_metadata(model_path))
-    # Cropping is left to the model, which does it from the full resolution.
-    seen = None if arguments.fit == "crop" else encoder_size
-    context = [load_image_as_tensor(path, seen, fit=arguments.fit) for path in inputs.context]
+    context = [_load_context(path, encoder_size, arguments.fit) for path in inputs.context]
     query = load_image_as_tensor(inputs.query, (height, width), fit=arguments.fit) if inputs.query else None
 
     outputs = []
@@ -193,13 +191,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sizes(arguments: argparse.Namespace, metadata: dict) -> tuple[int, int, int]:
+def _sizes(arguments: argparse.Namespace, metadata: dict[str, Any]) -> tuple[int, int, int]:
     """Height and width of the images, and the side of what the image encoder sees, in pixels."""
     config = metadata["config"]
     factor = vae_scale_factor(config["vae"]) if "vae" in config else 8
     own = config["unet"].get("sample_size") or 16
-    own = metadata["info"].get("resolution") or factor * (own if isinstance(own, int) else own[0])
-    height, width = arguments.height or own, arguments.width or own
+    rows, columns = (own, own) if isinstance(own, int) else own
+    height, width = arguments.height or factor * rows, arguments.width or factor * columns
     for name, side in (("height", height), ("width", width)):
         if side % factor:
             near = max(factor, round(side / factor) * factor)
@@ -207,7 +205,17 @@ def _sizes(arguments: argparse.Namespace, metadata: dict) -> tuple[int, int, int
                 f"{name} is {side}, which the model's VAE cannot take: give a multiple of {factor}, "
                 f"such as {near}"
             )
-    return height, width, config.get("image_encoder", {}).get("image_size", own)
+    return height, width, config.get("image_encoder", {}).get("image_size", min(height, width))
+
+
+def _load_context(path: Path, size: int, fit: str) -> Tensor:
+    """What the image encoder sees of a file, (3, size, size): hundreds of whole photos would not fit into memory."""
+    from ..images import load_image_as_tensor
+    from ..visual_context import clip_crop
+
+    if fit == "crop":
+        return clip_crop(load_image_as_tensor(path)[None], size)[0]
+    return load_image_as_tensor(path, size, fit=fit)
 
 
 def _sample(
