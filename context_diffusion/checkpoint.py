@@ -184,7 +184,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         "config": {name: config[name] for name in PARTS if config.get(name) is not None},
         "schedule": config.get("schedule") or {},
         "info": config.get("info") or {},
-        "tokens": None if text is None else len(json.loads(text)["tokens"]),
+        "tokens": None if text is None else _count_tokens(Path(path), text),
         "parts": {name: parts[name] for name in PARTS if name in parts},
         "parameters": sum(part["parameters"] for part in parts.values()),
     }
@@ -276,6 +276,13 @@ def _read_config(path: Path, header: Header) -> dict[str, Any]:
             f"{path} has prediction_type {prediction!r}, not one of {', '.join(PREDICTION_TYPES)}"
         )
     return config
+
+
+def _count_tokens(path: Path, text: str) -> int:
+    try:
+        return len(json.loads(text)["tokens"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ContextDiffusionError(f"{path} has a tokenizer that cannot be read ({error}): save it again") from error
 
 
 def _check_keys(path: Path, parts: dict[str, torch.nn.Module], entries: dict[str, TensorEntry]) -> None:

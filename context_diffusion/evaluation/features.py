@@ -132,7 +132,7 @@ def load_squeezenet(path: str | Path) -> SqueezeNetFeatures:
     path = Path(path)
     if not path.is_file():
         raise ContextDiffusionError(
-            f"no SqueezeNet weights at {path}: make the file with `fetch_feature_weights({str(path)!r})`"
+            f"no SqueezeNet weights at {path}: run `context-diffusion data squeezenet --out {path}`"
         )
     try:
         state = load_file(path)

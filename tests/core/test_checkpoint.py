@@ -446,6 +446,9 @@ def test_metadata_that_is_not_json(file):
 def test_damaged_tokenizer(file):
     rewrite(file, metadata=lambda m: m.update({"context_diffusion.tokenizer": '{"tokens": []}'}))
     refused(file, "tokenizer's JSON needs")
+    rewrite(file, metadata=lambda m: m.update({"context_diffusion.tokenizer": "{"}))
+    with pytest.raises(ContextDiffusionError, match="tokenizer that cannot be read"):
+        read_metadata(file)
 
 
 # Limits of the native objects

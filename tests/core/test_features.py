@@ -82,7 +82,7 @@ def test_weights_round_trip_and_wrong_files_are_named(network, tmp_path):
     loaded = load_squeezenet(tmp_path / "right.safetensors")
     image = torch.rand(1, 3, 40, 40)
     assert torch.equal(loaded(image)[-1], network(image)[-1])
-    with pytest.raises(ContextDiffusionError, match="fetch_feature_weights"):
+    with pytest.raises(ContextDiffusionError, match="data squeezenet --out"):
         load_squeezenet(tmp_path / "missing.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
     with pytest.raises(ContextDiffusionError, match="not a readable safetensors"):

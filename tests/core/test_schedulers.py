@@ -101,6 +101,11 @@ def test_the_models_own_schedulers():
         make_scheduler({"prediction_type": "x0"})
 
 
+def test_more_steps_than_the_schedule_has():
+    with pytest.raises(ContextDiffusionError, match="1001, but the schedule has 1000"):
+        run(make_pipe(prediction_type="epsilon"), num_inference_steps=1001)
+
+
 def test_eta_makes_ddim_stochastic():
     pipe = make_pipe(prediction_type="epsilon")
     assert not torch.allclose(run(pipe, eta=1.0), run(pipe), atol=1e-3)
