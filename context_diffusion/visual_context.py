@@ -125,11 +125,13 @@ def encode_visual_context(
         (1, N, d_v); (1, k * N, d_v) for `concat`.
 
     Raises:
-        ContextDiffusionError: no image, or weights that do not fit.
+        ContextDiffusionError: no image, an unknown aggregation, or weights that do not fit.
     """
     k = images.shape[0]
     if k == 0:
         raise ContextDiffusionError("0 context images: give at least one, or leave the visual context out")
+    if aggregation not in AGGREGATIONS:
+        raise ContextDiffusionError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
     weights = check_weights(weights, k)
     parameter = next(image_encoder.parameters())
     size = image_encoder.config.image_size
@@ -152,9 +154,7 @@ def encode_visual_context(
         return torch.cat(parts, dim=1)
     if aggregation == "mean":
         return parts[0] / weights.sum().to(parts[0])
-    if aggregation == "sum":
-        return parts[0]
-    raise ContextDiffusionError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
+    return parts[0]
 
 
 class ContextProjector(nn.Module):

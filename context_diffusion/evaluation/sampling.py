@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ContextDiffusionError
 from ..guidance import FULL, NULL, branch_weights, guide
+from ..latents import vae_scale_factor
 from ..visual_context import clip_preprocess
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class FlowSampler:
 
     def _noise(self, batch: SamplingBatch) -> Tensor:
         """Each row from its own seed, so that an image does not depend on its batch."""
-        factor = 2 ** (len(self.model.vae.config.block_out_channels) - 1)
+        factor = vae_scale_factor(self.model.vae.config)
         shape = (self.model.unet.config.in_channels, batch.size // factor, batch.size // factor)
         return torch.stack(
             [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in batch.seeds]

@@ -20,7 +20,8 @@ def image_grid(rows: Sequence[Sequence[Tensor | None]], labels: Sequence[str] | 
 
     Args:
         rows: each a sequence of images (3, H, W) in [0, 1]; None leaves a cell empty. Rows may differ in
-        length. labels: one a column, written above it.
+            length.
+        labels: one a column, written above it.
 
     Returns:
         (3, H, W), float32, in [0, 1], on the CPU.
