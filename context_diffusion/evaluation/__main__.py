@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -46,13 +47,17 @@ def run(options: argparse.Namespace) -> bool:
 
     Returns:
         Whether the figures were written.
+
+    Raises:
+        ContextDiffusionError: an option out of range, missing packages, weights or data, or a folder of another run.
     """
+    _check_ranges(options)
     import torch
 
     from ..checkpoint import load_checkpoint
     from ..data.library import EmojiLibrary
     from .encoder_probes import probe_encoder
-    from .features import load_squeezenet
+    from .features import EfficientNetLite0Features, load_squeezenet
     from .fetch import fetch_feature_weights
     from .grid import write_heldout_grid
     from .heldout import generate_heldout
@@ -62,6 +67,8 @@ def run(options: argparse.Namespace) -> bool:
     from .tables import write_report
 
     shard = parse_shard(options.shard)
+    # First needed when all images are made, hours from here: a missing package is found out now.
+    EfficientNetLite0Features()
     if options.fetch_squeezenet and not options.squeezenet.exists():
         fetch_feature_weights(options.squeezenet)
     squeezenet = load_squeezenet(options.squeezenet)
@@ -109,6 +116,22 @@ def run(options: argparse.Namespace) -> bool:
     for path in (*write_report(report, options.out), grid):
         logger.info("wrote %s", path)
     return True
+
+
+def _check_ranges(options: argparse.Namespace) -> None:
+    for name in ("seeds", "steps", "batch_size", "workers"):
+        value = getattr(options, name)
+        if value < 1:
+            raise ContextDiffusionError(f"--{name.replace('_', '-')} is {value}: give at least 1")
+    if not math.isfinite(options.guidance):
+        raise ContextDiffusionError(f"--guidance is {options.guidance}: give a finite number such as 3")
+    counts = {name: getattr(options, name) for name in ("seen", "unseen", "transforms")}
+    for name, count in counts.items():
+        # KID compares distributions: one image is none.
+        if count < 0 or count == 1:
+            raise ContextDiffusionError(f"--{name} is {count}: give 0 to leave the part out, or at least 2")
+    if not any(counts.values()):
+        raise ContextDiffusionError("--seen, --unseen and --transforms are all 0: nothing is left to measure")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
