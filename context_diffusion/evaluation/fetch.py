@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import pickle
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
+from ..files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +72,9 @@ def fetch_feature_weights(out: str | Path, archive: str | Path | None = None) ->
             state = _read_archive(_download(Path(folder)))
     else:
         state = _read_archive(Path(archive))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the goal, so that the rename cannot cross file systems and no half-written file is ever seen.
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        metadata = {"source": _PACKAGE, "license": "MIT", "model": "SqueezeNet 1.1 features"}
-        save_file(state, temporary, metadata=metadata)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    metadata = {"source": _PACKAGE, "license": "MIT", "model": "SqueezeNet 1.1 features"}
+    with write_atomically(out) as scratch:
+        save_file(state, scratch, metadata=metadata)
     logger.info("wrote %s", out)
     return out
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
+from ..files import write_atomically
 from .protocol import PART_SETTINGS, PARTS, Case, cases_digest, contexts, queries, truths
 from .sampling import Sampler, SamplingBatch
 
@@ -114,9 +114,8 @@ def generate_heldout(
             images = make_chunk(model, sampler, library, by_part[chunk.part], chunk)
             pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
             # Renamed when whole: a killed run leaves no chunk that only looks finished.
-            temporary = out / f".{chunk.file}.{os.getpid()}.part"
-            save_file({"images": pixels}, temporary)
-            os.replace(temporary, out / chunk.file)
+            with write_atomically(out / chunk.file) as scratch:
+                save_file({"images": pixels}, scratch)
             bar.update(chunk.stop - chunk.start)
     return all((out / chunk.file).exists() for chunk in chunks)
 
@@ -181,7 +180,6 @@ def load_images(
 
 def _claim(out: Path, facts: dict) -> None:
     """Write down whose results the folder holds, or check it."""
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "run.json"
     if path.exists():
         held = json.loads(path.read_text())
@@ -191,6 +189,5 @@ def _claim(out: Path, facts: dict) -> None:
                 f"{out} holds results of another run ({differing} differ): give another folder, or empty it"
             )
         return
-    temporary = path.with_name(f".run.{os.getpid()}.part")
-    temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(temporary, path)
+    with write_atomically(path) as scratch:
+        scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from ..files import write_atomically
 from .protocol import SETTING_NAMES
 
 _COLUMNS = {
@@ -79,13 +79,10 @@ def markdown(report: dict) -> str:
 
 def write_report(report: dict, folder: str | Path) -> tuple[Path, Path]:
     """Write `heldout.json` and `heldout.md` into a folder, each whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "heldout.json", folder / "heldout.md"
+    paths = Path(folder) / "heldout.json", Path(folder) / "heldout.md"
     for path, text in zip(paths, (json.dumps(report, indent=2) + "\n", markdown(report)), strict=True):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with write_atomically(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
     return paths
 
 
