@@ -21,6 +21,7 @@ from .parts import (
     NEEDED_PARTS,
     PARTS,
     build_part,
+    check_config,
     describe_part,
     file_keys,
     fill_buffers,
@@ -267,6 +268,13 @@ def _read_config(path: Path, header: Header) -> dict[str, Any]:
     absent = [name for name in NEEDED_PARTS if config.get(name) is None]
     if absent:
         raise ContextDiffusionError(f"{path} has no config of its {' and '.join(absent)}: save it again")
+    for name in PARTS:
+        if config.get(name) is None:
+            continue
+        try:
+            check_config(name, config[name])
+        except ContextDiffusionError as error:
+            raise ContextDiffusionError(f"{path}: {error}: save it again") from error
     for name in ("schedule", "info"):
         if not isinstance(config.get(name, {}), dict):
             raise ContextDiffusionError(f"{path} has a {name} that is not a table: save it again")

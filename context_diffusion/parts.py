@@ -86,15 +86,45 @@ def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
     return {"class": found, **config} if len(expected) > 1 else config
 
 
+def check_config(name: str, config: Any) -> None:
+    """Refuse a part's config that is no table, or whose sizes, which are read before it is built, are wrong.
+
+    Args:
+        name: one of `PARTS`.
+        config: what a file says of the part.
+
+    Raises:
+        ContextDiffusionError: naming the entry. The message does not name the file.
+    """
+    if not isinstance(config, dict):
+        raise ContextDiffusionError(f"the {name} config is {config!r}, not a table of settings")
+    if name == "image_encoder":
+        for key in ("image_size", "patch_size"):
+            if not _is_size(config.get(key)):
+                raise ContextDiffusionError(_wrong_entry(name, key, config, "a whole number, 1 or more"))
+    if name == "vae":
+        tiny = config.get("class") == "AutoencoderTiny"
+        key = "decoder_block_out_channels" if tiny else "block_out_channels"
+        if not _is_list_of_sizes(config.get(key)):
+            raise ContextDiffusionError(_wrong_entry(name, key, config, "a list of whole numbers, 1 or more"))
+    if name == "unet":
+        size = config.get("sample_size")
+        if not (size is None or _is_size(size) or (_is_list_of_sizes(size) and len(size) == 2)):
+            expected = "a whole number, 1 or more, or two of them"
+            raise ContextDiffusionError(_wrong_entry(name, "sample_size", config, expected))
+
+
 def build_part(name: str, config: dict[str, Any]) -> nn.Module:
     """An unfilled part on the meta device: shapes without memory.
+
+    Args:
+        name: one of `PARTS`.
+        config: one that `check_config` lets pass.
 
     Raises:
         ContextDiffusionError: the config has an entry that this release of the library does not know, or the
             library refuses it. The message does not name the file.
     """
-    if not isinstance(config, dict):
-        raise ContextDiffusionError(f"the {name} config is {config!r}, not a table of settings")
     class_name = _class_names(name)[0]
     if name == "projector":
         maker, known = ContextProjector, {"vision_width", "text_width"}
@@ -192,6 +222,20 @@ def _class_names(name: str) -> tuple[str, ...]:
     if name == "projector":
         return (ContextProjector.__name__,)
     return _DIFFUSERS.get(name) or _TRANSFORMERS[name][:1]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_list_of_sizes(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_size(entry) for entry in value)
+
+
+def _wrong_entry(name: str, key: str, config: dict[str, Any], expected: str) -> str:
+    if key not in config:
+        return f"the {name} config lacks {key}, {expected}"
+    return f"the {name} config has {key} {config[key]!r}, not {expected}"
 
 
 def _settings(maker: type[nn.Module]) -> set[str]:

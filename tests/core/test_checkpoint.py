@@ -14,8 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from context_diffusion.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from context_diffusion.cli import main
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.native_limits import check_native_limits
+from context_diffusion.parts import PARTS
 
 from .tiny import taesd_vae, tiny_model, tiny_unet
 
@@ -156,7 +158,8 @@ def test_the_class_of_the_vae(file):
     assert read_metadata(file)["config"]["vae"]["class"] == "AutoencoderKL"
     rewrite(file, config=lambda c: c["vae"].pop("class"))  # as in files before there was a choice
     assert type(load_checkpoint(file).vae).__name__ == "AutoencoderKL"
-    rewrite(file, config=lambda c: c.update(vae={"class": "AutoencoderTiny"}))
+    tiny = {"class": "AutoencoderTiny", "decoder_block_out_channels": [64] * 4}
+    rewrite(file, config=lambda c: c.update(vae=tiny))
     refused(file, "does not hold the tensors its config asks for")
 
 
@@ -411,10 +414,13 @@ def test_weights_that_are_not_finite(file):
             "the unet config does not make a UNet2D",
         ),
         (lambda c: c["unet"].update(quantum=3), "the unet config has entries unknown here: quantum"),
-        (lambda c: c["vae"].update(block_out_channels=7), "the vae config does not make"),
+        (lambda c: c["vae"].update(norm_num_groups=7), "the vae config does not make"),
         (lambda c: c["vae"].update({"class": "VQModel"}), "vae config is of class 'VQModel', not Auto"),
         (lambda c: c["vae"].update({"class": None}), "vae config is of class None, not Auto"),
-        (lambda c: c["vae"].update({"class": "AutoencoderTiny"}), "vae config has entries unknown here"),
+        (
+            lambda c: c["vae"].update({"class": "AutoencoderTiny", "decoder_block_out_channels": [32] * 4}),
+            "vae config has entries unknown here",
+        ),
         (lambda c: c["unet"].update({"class": "UNet2DModel"}), "entries unknown here: class"),
         (lambda c: c["text_encoder"].update(num_attention_heads=5), "the text_encoder config does not make"),
         (lambda c: c["projector"].pop("text_width"), "the projector config does not make"),
@@ -426,6 +432,32 @@ def test_weights_that_are_not_finite(file):
 def test_wrong_config(file, change, message):
     rewrite(file, config=change)
     refused(file, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *((lambda c, name=name: c.update({name: [1]}), rf"the {name} config is \[1\]") for name in PARTS),
+        (lambda c: c.update(vae="AutoencoderKL"), "the vae config is 'AutoencoderKL'"),
+        (lambda c: c["vae"].pop("block_out_channels"), "the vae config lacks block_out_channels"),
+        (lambda c: c["vae"].update(block_out_channels=7), "the vae config has block_out_channels 7"),
+        (lambda c: c["vae"].update(block_out_channels=[]), r"the vae config has block_out_channels \[\]"),
+        (lambda c: c["vae"].update({"class": "AutoencoderTiny"}), "the vae config lacks decoder_block_out"),
+        (lambda c: c["image_encoder"].pop("image_size"), "the image_encoder config lacks image_size"),
+        (lambda c: c["image_encoder"].update(patch_size=0), "the image_encoder config has patch_size 0"),
+        (lambda c: c["image_encoder"].update(image_size="32"), "the image_encoder config has image_size '32'"),
+        (lambda c: c["unet"].update(sample_size="8"), "the unet config has sample_size '8'"),
+        (lambda c: c["unet"].update(sample_size=[8]), r"the unet config has sample_size \[8\]"),
+    ],
+)
+def test_wrong_config_is_refused_before_anything_is_built(file, change, message, capsys):
+    """`info` and `generate` read sizes from the header alone."""
+    rewrite(file, config=change)
+    refused(file, message)
+    for words in (["info", file], ["generate", "--model", file, "--prompt", "moon", "--out", file.parent / "x.png"]):
+        assert main([str(word) for word in words]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and file.name in err and re.search(message, err)
 
 
 def test_switches_of_newer_libraries_that_are_off_are_no_error(file):
