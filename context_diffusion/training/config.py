@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -15,6 +17,29 @@ else:
 
 STAGES = ("vae", "clip", "diffusion")
 PRECISIONS = ("fp32", "bf16")
+
+# The names in each stage's own table; the stages' classes say what they mean. A name with names of its own is a
+# table, an empty tuple one that takes any names.
+SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "vae": {
+        **dict.fromkeys(("latent_channels", "encoder_blocks", "decoder_blocks", "crop", "transformed", "noise")),
+        "feature_weights": None,
+        "weights": ("l2", "gradient", "features"),
+    },
+    "clip": dict.fromkeys(
+        (
+            *("width", "heads", "text_layers", "vision_layers", "patch_size", "image_size", "vocabulary"),
+            *("transformed", "text_tokens"),
+        )
+    ),
+    "diffusion": {
+        **dict.fromkeys(("vae", "clip", "start_from", "prediction_type")),
+        **dict.fromkeys(("channels", "attention", "head_channels", "sample_size", "repeats", "pool_groups")),
+        **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query")),
+        "shares": ("plain", "transformed", "reverse"),
+        "info": (),
+    },
+}
 
 
 @dataclass
@@ -79,12 +104,11 @@ def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:
         raise ContextDiffusionError(f"cannot read the config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ContextDiffusionError(f"{path} is not TOML: {error}") from error
-    run = dict(table.get("run", {}))
+    run = dict(_table(path, "run", table.get("run", {})))
     run.update({name: value for name, value in (overrides or {}).items() if value is not None})
     known = {item.name: item for item in fields(RunConfig) if item.name != "settings"}
+    _check_names(path, "run", run, known)
     for name, value in run.items():
-        if name not in known:
-            raise ContextDiffusionError(f"{path}: [run] has no setting {name!r}; it has {', '.join(known)}")
         wanted = {"str": str, "int": int, "float": (int, float)}[known[name].type]
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise ContextDiffusionError(f"{path}: {name} is {value!r}, expected a value of type {known[name].type}")
@@ -100,4 +124,28 @@ def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:
     unknown = set(table) - {"run", run["stage"]}
     if unknown:
         raise ContextDiffusionError(f"{path}: unknown table [{min(unknown)}]; expected [run] and [{run['stage']}]")
-    return RunConfig(**run, settings=table.get(run["stage"], {}))
+    stage = run["stage"]
+    settings = _table(path, stage, table.get(stage, {}))
+    _check_names(path, stage, settings, SETTINGS[stage])
+    for name, names in SETTINGS[stage].items():
+        if names is not None and name in settings:
+            inner = _table(path, f"{stage}.{name}", settings[name])
+            _check_names(path, f"{stage}.{name}", inner, names or inner)
+    return RunConfig(**run, settings=settings)
+
+
+def _table(path: Path, name: str, value: object) -> dict:
+    if not isinstance(value, dict):
+        raise ContextDiffusionError(f"{path}: {name} is {value!r}, expected a table [{name}]")
+    return value
+
+
+def _check_names(path: Path, table: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that nothing would read: a slip of the pen must not train with the default."""
+    known = list(known)
+    for name in found:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ContextDiffusionError(
+                f"{path}: [{table}] has no setting {name!r}, the nearest is {nearest!r}; it has {', '.join(known)}"
+            )

@@ -1,9 +1,13 @@
 """Training configs: what is read, what is replaced, and every mistake as one clear error."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.training.config import load_config
+from context_diffusion.training import config as config_module
+from context_diffusion.training.config import SETTINGS, STAGES, load_config
 
 GOOD = """
 [run]
@@ -54,6 +58,9 @@ def test_overrides_replace_and_none_leaves(write):
         ("batch_size = 4", 'batch_size = "4"', ["batch_size", "'4'", "int"]),
         ("learning_rate = 1", 'learning_rate = "fast"', ["learning_rate", "'fast'", "float"]),
         ("learning_rate = 1", "learning_rate = 1\nlearning_rte = 2", ["'learning_rte'", "learning_rate"]),
+        ("crop = 64", "corp = 64", ["[vae]", "'corp'", "nearest is 'crop'"]),
+        ("l2 = 2.0", "gradients = 2.0", ["[vae.weights]", "'gradients'", "nearest is 'gradient'"]),
+        ("[vae.weights]\nl2 = 2.0", "weights = 2.0", ["vae.weights is 2.0", "[vae.weights]"]),
         ('stage = "vae"', 'stage = "gan"', ["'gan'", "vae", "clip", "diffusion"]),
         ('stage = "vae"', 'stage = "vae"\nprecision = "fp8"', ["'fp8'", "bf16"]),
         ('stage = "vae"', 'stage = "clip"', ["[vae]", "[clip]"]),
@@ -70,6 +77,40 @@ def test_mistakes(write, old, new, names):
         assert name in message
 
 
+def test_what_should_be_a_table_and_is_none(write):
+    with pytest.raises(ContextDiffusionError, match="run is 3, expected a table"):
+        load_config(write("run = 3"))
+    with pytest.raises(ContextDiffusionError, match="vae is 3, expected a table"):
+        load_config(write("vae = 3\n" + GOOD[: GOOD.index("[vae]")]))
+
+
+def test_the_stages_own_table_may_be_left_out(write):
+    assert load_config(write(GOOD[: GOOD.index("[vae]")])).settings == {}
+
+
+def test_info_takes_any_names(write):
+    text = GOOD[: GOOD.index("[vae]")].replace('"vae"', '"diffusion"')
+    config = load_config(write(text + '[diffusion.info]\nname = "mine"\nof_my_own = 1\n'))
+    assert config.settings == {"info": {"name": "mine", "of_my_own": 1}}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_names_are_those_that_the_stage_reads(stage):
+    """Every `settings.get("name")` and `settings["name"]` of the stage's file, found by parsing it."""
+    source = (Path(config_module.__file__).parent / f"{stage}.py").read_text()
+    read = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            owner, key = node.func.value, node.args[0]
+        elif isinstance(node, ast.Subscript):
+            owner, key = node.value, node.slice
+        else:
+            continue
+        if ast.unparse(owner) in ("settings", "self.settings"):
+            read.add(ast.literal_eval(key))
+    assert read == set(SETTINGS[stage])
+
+
 def test_a_file_that_is_missing_or_no_text(write, tmp_path):
     with pytest.raises(ContextDiffusionError, match="absent.toml"):
         load_config(tmp_path / "absent.toml")
@@ -79,8 +120,6 @@ def test_a_file_that_is_missing_or_no_text(write, tmp_path):
 
 def test_the_configs_of_the_bundled_model_are_in_order():
     """Each is read without an error, and the three stages are there."""
-    from pathlib import Path
-
     folder = Path(__file__).parents[2] / "configs" / "emoji-128"
     stages = [load_config(path).stage for path in sorted(folder.glob("*.toml"))]
     assert stages == ["vae", "clip", "diffusion"]
