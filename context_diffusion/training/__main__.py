@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 
-from ..errors import ContextDiffusionError
+from ..failures import report
 from .config import RunConfig, load_config
 from .loop import train
 
@@ -25,6 +25,11 @@ def make_stage(config: RunConfig) -> object:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one stage, or this process's share of it.
+
+    Returns:
+        The exit code, see `failures.report`; what went wrong is one line on stderr.
+    """
     parser = argparse.ArgumentParser(prog="python -m context_diffusion.training", description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--steps", type=int)
@@ -39,9 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(path, arguments)
         train(config, make_stage(config), stop_after)
-    except ContextDiffusionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
+        if code is None:
+            raise
+        return code
     return 0
 
 

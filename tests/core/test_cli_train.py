@@ -1,5 +1,6 @@
 """`context-diffusion train`: starting processes, passing on how they ended, stopping them together."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from context_diffusion.cli import main
 from context_diffusion.cli.launch import launch
 from context_diffusion.cli.train import _environment
+from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.training import __main__ as worker
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -147,6 +150,43 @@ def test_wrong_config_starts_nothing(tmp_path, monkeypatch, capsys):
         assert main(["train", str(config)]) == 2
         err = capsys.readouterr().err
         assert err.startswith("error: ") and err.count("\n") == 1 and name in err
+
+
+@pytest.mark.parametrize(
+    "failure, code, said",
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "state.safetensors"), 1, "state.safetensors: No space"),
+        (MemoryError(), 1, "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual"), 1, "out of memory"),
+        (RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)"), 1, "out of memory"),
+        (ContextDiffusionError("batch_size is 3"), 2, "batch_size is 3"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_stops_a_worker_is_one_line(tmp_path, monkeypatch, capsys, failure, code, said):
+    def fail(*arguments):
+        raise failure
+
+    monkeypatch.setattr(worker, "make_stage", lambda config: None)
+    monkeypatch.setattr(worker, "train", fail)
+    config = tmp_path / "stage.toml"
+    config.write_text(CONFIG.format(data=tmp_path, out=tmp_path / "run", processes=1))
+    assert worker.main([str(config)]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+
+
+@pytest.mark.parametrize("bug", [RuntimeError("a mistake of ours"), KeyError("name"), ModuleNotFoundError(name="ours")])
+def test_a_bug_in_a_worker_is_not_hidden(tmp_path, monkeypatch, bug):
+    def fail(config):
+        raise bug
+
+    monkeypatch.setattr(worker, "make_stage", fail)
+    config = tmp_path / "stage.toml"
+    config.write_text(CONFIG.format(data=tmp_path, out=tmp_path / "run", processes=1))
+    with pytest.raises(type(bug)) as caught:
+        worker.main([str(config)])
+    assert caught.value is bug
 
 
 def test_mistake_found_by_all_processes_is_said_once(tmp_path):
