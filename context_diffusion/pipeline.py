@@ -34,7 +34,6 @@ from .pipeline_inputs import (
     check_generator,
     check_numbers,
     common_batch,
-    read_context,
     read_images,
     read_prompts,
 )
@@ -258,7 +257,11 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         prompt = read_prompts(prompt, "prompt")
         negative_prompt = read_prompts(negative_prompt, "negative_prompt")
-        contexts = read_context(context_images, context_weights) if context_images is not None else None
+        contexts = None
+        if context_images is not None:
+            contexts = self._read_context(context_images, context_weights)
+            # What is left of them, so that no image is decoded a second time.
+            context_images = [images for images, _ in contexts]
         has_context = context_embeds is not None or any(images for images, _ in contexts or [])
         layouts = self._read_query(query_image, query_map)
         if not has_context and all(one is None for one in (prompt, prompt_embeds, layouts, image)):

@@ -15,7 +15,7 @@ from .images import fit_image, to_pil
 from .maps import make_map
 from .model import ContextDiffusion
 from .pipeline_inputs import check_count, check_embeds, check_finite, read_context, read_images, read_prompts
-from .visual_context import clip_crop, encode_visual_context
+from .visual_context import encode_visual_context
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class EncodingMixin:
                 makes unequally long.
         """
         device = device or self._execution_device
-        rows = read_context(context_images, context_weights)
+        rows = self._read_context(context_images, context_weights)
         if self.image_encoder is None and any(images for images, _ in rows):
             raise ContextDiffusionError(
                 "the model has no image encoder for the context images: load one, or give context_embeds"
@@ -112,8 +112,7 @@ class EncodingMixin:
             if not images:
                 encoded.append(None)
                 continue
-            side = self.image_encoder.config.image_size
-            seen = torch.cat([clip_crop(image[None], side) for image in images])
+            seen = torch.stack(images)
             tokens = encode_visual_context(self.image_encoder, seen, weights, aggregation, device=device)
             encoded.append(self.projector(tokens.to(device, self.projector.dtype)))
         lengths = {tokens.shape[1] for tokens in encoded if tokens is not None}
@@ -124,6 +123,11 @@ class EncodingMixin:
             )
         null = self._null_context(lengths.pop() if lengths else None, device)
         return torch.cat([null if tokens is None else tokens.to(null) for tokens in encoded])
+
+    def _read_context(self, images: object, weights: object) -> list[tuple[list[Tensor], list[float] | None]]:
+        """`read_context`, at the size of the image encoder's input where there is one."""
+        encoder = self.image_encoder
+        return read_context(images, weights, None if encoder is None else encoder.config.image_size)
 
     def _null_context(self, n_tokens: int | None, device: torch.device) -> Tensor:
         n_tokens = n_tokens or self.config.context_tokens
@@ -186,7 +190,9 @@ class EncodingMixin:
             size = tuple(latents.shape[-2:])
         else:
             size = self.unet.config.sample_size
-            size = (size, size) if isinstance(size, int) else tuple(size)
+            if size is None and (height is None or width is None):
+                raise ContextDiffusionError("the UNet's config has no sample_size: give height and width")
+            size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
         sides = []
         for name, side, own in (("height", height, size[0]), ("width", width, size[1])):
             if side is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import ContextDiffusionError
 from .images import check_images, image_from_pil
+from .visual_context import clip_crop
 
 
 def read_images(value: object, name: str) -> list[Tensor]:
@@ -23,27 +24,40 @@ def read_images(value: object, name: str) -> list[Tensor]:
     Raises:
         ContextDiffusionError: another type, or a tensor that is no image.
     """
+    return list(_each_image(value, name))
+
+
+def _each_image(value: object, name: str) -> Iterator[Tensor]:
+    """The images of `read_images`, each decoded when its turn comes."""
     from PIL import Image
 
     if isinstance(value, Image.Image):
-        return [image_from_pil(value)]
+        yield image_from_pil(value)
+        return
     if isinstance(value, Tensor):
-        return list(check_images(value, name).float())
+        yield from check_images(value, name).float()
+        return
     if isinstance(value, (list, tuple)) and value:
-        return [image for entry in value for image in read_images(entry, name)]
+        for entry in value:
+            yield from _each_image(entry, name)
+        return
     got = "an empty list" if isinstance(value, (list, tuple)) else type(value).__name__
     raise ContextDiffusionError(
         f"{name}: got {got}, expected a PIL image, a tensor (3, H, W) in [0, 1], or a list of these"
     )
 
 
-def read_context(images: object, weights: object = None) -> list[tuple[list[Tensor], list[float] | None]]:
+def read_context(
+    images: object, weights: object = None, size: int | None = None
+) -> list[tuple[list[Tensor], list[float] | None]]:
     """Context images, shared by the batch or a list for each of its rows.
 
     Args:
         images: PIL images or tensors (a flat list, or a tensor (k, 3, H, W)): one context for all rows. A
             list of lists (or of 4-D tensors; None or an empty list for no context): one for each row.
         weights: a number an image: a flat list, for each row alike, or a list of lists.
+        size: side of what the image encoder sees, in pixels. Each image is cropped to it when it is read (see
+            `clip_crop`), so that memory holds one whole photo at a time. None: as they are.
 
     Returns:
         For each context its images and its weights (None: all alike); one entry when shared.
@@ -59,7 +73,8 @@ def read_context(images: object, weights: object = None) -> list[tuple[list[Tens
     rows = []
     for row in images if nested else [images]:
         nothing = row is None or (isinstance(row, (list, tuple)) and not row)
-        rows.append([] if nothing else read_images(row, "context_images"))
+        each = () if nothing else _each_image(row, "context_images")
+        rows.append([image if size is None else clip_crop(image[None], size)[0] for image in each])
     if weights is None:
         return [(row, None) for row in rows]
     if isinstance(weights, Tensor):

@@ -5,15 +5,19 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from context_diffusion import pipeline_inputs
 from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.images import image_from_pil, to_pil
 from context_diffusion.maps import make_map
 from context_diffusion.pipeline import ContextDiffusionPipeline
+from context_diffusion.visual_context import clip_preprocess
 
 from .tiny import tiny_model
 
@@ -246,6 +250,35 @@ def test_context_images_average_whatever_their_sizes(pipe):
     torch.testing.assert_close(swapped, run(pipe), rtol=0, atol=1e-5)
 
 
+def test_large_photos_are_cropped_one_by_one(pipe, monkeypatch):
+    """At no time are two of them decoded, none is decoded twice, and the encoder sees what it always saw."""
+    photos = [to_pil(picture(seed, 90, 120)) for seed in range(6)]
+    alive, most, decoded = weakref.WeakSet(), [], []
+
+    def watched(pil):
+        image = image_from_pil(pil)
+        alive.add(image)
+        most.append(len(alive))
+        decoded.append(pil)
+        return image
+
+    monkeypatch.setattr(pipeline_inputs, "image_from_pil", watched)
+    got = run(pipe, context_images=photos)
+    assert decoded == photos and max(most) <= 2  # the next is decoded before the one before is let go
+    whole = torch.stack([image_from_pil(photo) for photo in photos])
+    seen = []
+    hook = pipe.image_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
+    context = pipe.encode_context(photos)
+    hook.remove()
+    assert torch.equal(torch.cat(seen), clip_preprocess(whole, pipe.image_encoder.config.image_size))
+    assert torch.equal(got, run(pipe, context_images=None, context_embeds=context))
+    rows = run(pipe, context_images=[photos[:1], photos[1:]], context_weights=[[2.0], [1.0] * 5])
+    expected = run(pipe, context_images=[list(whole[:1]), whole[1:]], context_weights=[[2.0], [1.0] * 5])
+    assert torch.equal(rows, expected)
+
+
 def test_query_image_goes_through_its_map_at_the_size_of_the_output(pipe):
     image = picture(4)
     expected = run(pipe, query_map=make_map(image[None], "canny"))
@@ -290,6 +323,16 @@ def test_embeddings_stand_in_for_what_they_encode(pipe):
 def test_size(pipe):
     images = run(pipe, height=32, width=96, output_type="pt")
     assert images.shape == (1, 3, 32, 96)
+    assert run(pipe, latents=torch.randn(1, 4, 6, 10)).shape == (1, 4, 6, 10)
+
+
+@pytest.mark.parametrize("sides", [{}, {"height": 32}, {"width": 96}])
+def test_a_unet_that_names_no_size_needs_one(sides):
+    pipe = make_pipe(prediction_type="flow")
+    pipe.unet.register_to_config(sample_size=None)
+    with pytest.raises(ContextDiffusionError, match="no sample_size: give height and width"):
+        run(pipe, **sides)
+    assert run(pipe, height=32, width=96).shape == (1, 4, 4, 12)
     assert run(pipe, latents=torch.randn(1, 4, 6, 10)).shape == (1, 4, 6, 10)
 
 
