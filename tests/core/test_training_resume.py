@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from context_diffusion.cli.launch import launch
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training import state as state_module
+from context_diffusion.training.clip import CLIPStage
 from context_diffusion.training.config import RunConfig
 from context_diffusion.training.diffusion import DiffusionStage
 from context_diffusion.training.loop import train
 from context_diffusion.training.vae import VAEStage
 
-from .tiny_data import diffusion_config, vae_config, write_tiny_data, write_tiny_encoders
+from .tiny_data import clip_config, diffusion_config, vae_config, write_tiny_data, write_tiny_encoders
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +71,37 @@ def test_vae_stage_resumes_to_the_same_bits(data, tmp_path):
     assert_same_state(whole, broken)
     written = [folder / "vae" / "diffusion_pytorch_model.safetensors" for folder in (whole, broken)]
     assert written[0].read_bytes() == written[1].read_bytes()
+
+
+def test_clip_stage_resumes_to_the_same_bits_and_its_result_loads(data, tmp_path):
+    from transformers import CLIPTextModel, CLIPVisionModel
+
+    from context_diffusion.tokenizer import tokenizer_from_json
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    config = clip_config(data, whole, steps=5)
+    train(config, CLIPStage(config))
+    for stop in (2, None):
+        config = clip_config(data, broken, steps=5)
+        train(config, CLIPStage(config), stop_after=stop)
+        assert saved_step(broken) == (stop or 5)
+    assert_same_state(whole, broken)
+    state = load_file(whole / "state.safetensors")
+    fresh = CLIPStage(config).module
+    untrained = [name for name, value in fresh.named_parameters() if torch.equal(value, state[f"module.{name}"])]
+    assert all("post_layernorm" in name for name in untrained), untrained
+    result = {}
+    for name, kind in (("text_encoder", CLIPTextModel), ("image_encoder", CLIPVisionModel)):
+        result[name] = kind.from_pretrained(whole / name)
+        for key, value in result[name].named_parameters():
+            # The averaged weights; the norm that nothing reads is not trained and has no average.
+            expected = state[f"{'module' if 'post_layernorm' in key else 'ema'}.{name}.{key}"]
+            torch.testing.assert_close(value, expected, rtol=0, atol=0)
+    tokenizer = tokenizer_from_json((whole / "tokenizer.json").read_text())
+    assert (broken / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
+    assert len(tokenizer) == result["text_encoder"].config.vocab_size
+    caption = "red circle, circle shapes"
+    assert tokenizer(caption).input_ids == CLIPStage(config).tokenizer(caption).input_ids
 
 
 def test_diffusion_stage_resumes_to_the_same_bits_and_its_result_loads(data, tmp_path):
