@@ -129,7 +129,7 @@ def read_emoji(archives: dict[str, Path]) -> dict[str, dict]:
         key = key_of(char)
         if entry["group"] == "Flags" or has_skin_tone(key):
             continue
-        # Emoticons such as ":D" among the keywords are no words.
+        # Emoticons such as ":-)" among the keywords are no words.
         words = dict.fromkeys(word.lower() for word in keywords[key] if any(char.isalpha() for char in word[1:]))
         words.pop(entry["name"].lower(), None)
         emoji[key] = {

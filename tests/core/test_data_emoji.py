@@ -9,11 +9,13 @@ import stat
 import sys
 import tarfile
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from context_diffusion.data import emoji as emoji_module
 from context_diffusion.data.captions import COLOR_NAMES, dominant_colors, emoji_caption, nearest_color_names
 from context_diffusion.data.emoji import attribution_text, build_emoji, split_heldout
 from context_diffusion.data.emoji_styles import (
@@ -310,6 +312,77 @@ def test_images_of_another_size_are_not_taken_for_this_runs(data):
     with pytest.raises(ContextDiffusionError, match="16 pixels and --size is 128"):
         build_emoji(data, 128)
     assert not (data / "packages").exists(), "found out before anything is fetched"
+
+
+def svg(color, size=16):
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{square(color, size)}</svg>'.encode()
+
+
+def square(color, size=16):
+    return f'<rect width="{size}" height="{size}" fill="{color}"/>'
+
+
+def write_tiny_packages(folder):
+    """What three of the styles and the captions are made of, for a face, the sun, a flag and a skin tone."""
+    names = {"😀": "Grinning face", "☀️": "Sun", "🏁": "chequered flag", "👍🏽": "thumbs up"}
+    groups = {"😀": "Smileys & Emotion", "☀️": "Travel & Places", "🏁": "Flags", "👍🏽": "People & Body"}
+    sheet = {"width": 16, "height": 16, "icons": {"sun": {"body": square("#00ff00", 8)}}}
+    files = {
+        "openmoji": {
+            "data/openmoji.json": [{"hexcode": "1F600", "subgroups": "face-smiling"}],
+            **{f"color/svg/{key}.svg": svg("#ff0000") for key in ("1F600", "2600", "1F3C1", "1F44D-1F3FD")},
+            **{f"black/svg/{key}.svg": svg("#000000") for key in ("1F600", "2600")},
+        },
+        "@iconify-json/noto": {"icons.json": sheet, "chars.json": {"2600-fe0f": "sun", "1f3c1": "sun"}},
+        "unicode-emoji-json": {
+            "data-by-emoji.json": {one: {"name": names[one], "group": groups[one]} for one in names}
+        },
+        "emojilib": {"dist/emoji-en-US.json": {"😀": ["grinning_face", "happy_day", ":-)"], "☀️": ["warm"]}},
+        "emojibase-data": {"en/data.json": [{"hexcode": "1F600", "tags": ["cheerful"]}, {"hexcode": "2600"}]},
+    }
+    archives = {}
+    for number, (package, contents) in enumerate(files.items()):
+        archives[package] = folder / f"{number}.tgz"
+        contents = {k: v if isinstance(v, bytes) else json.dumps(v).encode() for k, v in contents.items()}
+        archives[package].write_bytes(archive_bytes(contents))
+    return archives
+
+
+def test_building_the_data_set_goes_on_after_a_kill(tmp_path, monkeypatch):
+    pytest.importorskip("resvg_py")
+    archives = write_tiny_packages(tmp_path)
+    styles = [style for style in STYLES if style.name in ("openmoji", "openmoji-black", "noto")]
+    monkeypatch.setattr(emoji_module, "fetch_package", lambda package, folder: archives[package.name])
+
+    def killed(archive, slugs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(emoji_module, "STYLES", (*styles[:2], replace(styles[2], pictures=killed)))
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        build_emoji(out, 32, workers=1, quiet=True)
+    assert not (out / "index.json").exists(), "it says that the data set is whole"
+    kept, lost = (out / "images" / "openmoji" / f"{key}.png" for key in ("1f600", "2600"))
+    written = kept.stat().st_mtime_ns
+    lost.unlink()
+
+    monkeypatch.setattr(emoji_module, "STYLES", tuple(styles))
+    index = build_emoji(out, 32, workers=1, quiet=True)
+    assert kept.stat().st_mtime_ns == written
+    assert json.loads((out / "index.json").read_text(encoding="utf-8")) == index
+    assert {style: info["images"] for style, info in index["styles"].items()} == {
+        "openmoji": 2,
+        "openmoji-black": 2,
+        "noto": 1,
+    }
+    face = {"name": "grinning face", "group": "smileys emotion", "subgroup": "face smiling", "heldout": False}
+    assert index["emoji"]["1f600"] == {**face, "keywords": ["happy day", "cheerful"]}
+    assert set(index["emoji"]) == {"1f600", "2600"}, "neither flags nor skin tones"
+    library = EmojiLibrary(out)
+    assert library.keys == {"openmoji": ["1f600", "2600"], "openmoji-black": ["1f600", "2600"], "noto": ["2600"]}
+    assert library.image("openmoji", "2600").mean((1, 2)).tolist() == [1, 0, 0]
+    green, white = library.image("noto", "2600")[:, 2, 2], library.image("noto", "2600")[:, 20, 20]
+    assert (green.tolist(), white.tolist()) == ([0, 1, 0], [1, 1, 1])
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no index", "half an index", "no images"])
