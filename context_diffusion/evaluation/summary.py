@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -112,7 +113,7 @@ def summarise(
         seeds: how many were generated.
         batch_size: as generated.
         progress: show a bar; None does on a terminal only.
-        workers: processes that measure, each some of the parts.
+        workers: processes that measure, each some of the settings.
 
     Returns:
         part -> {cases, codepoints, settings: {setting: {figure: [value, low, high]}}, ratios: {...}}.
@@ -120,43 +121,72 @@ def summarise(
     Raises:
         ContextDiffusionError: images are missing.
     """
-    tasks = []
-    for part in PARTS:
-        chosen = [case for case in cases if case.part == part]
-        if chosen:
-            tasks.append((library.folder, part, chosen, Path(out), judges, seeds, batch_size, progress))
-    if workers == 1:
-        return dict(map(_summarise_part, tasks))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        return dict(pool.map(_summarise_part, tasks))
-
-
-def _one_thread() -> None:
-    """Processes side by side share the cores better than threads inside each do."""
-    torch.set_num_threads(1)
-
-
-def _summarise_part(task: tuple) -> tuple[str, dict]:
-    """One part's figures, alone in its process."""
-    from ..data.library import EmojiLibrary
-
-    folder, part, chosen, out, judges, seeds, batch_size, progress = task
-    reference = _Reference(EmojiLibrary(folder), chosen, judges)
-    settings = {"real": reference.measure(reference.truth[None])}
+    measurer = _Measurer(library.folder, tuple(cases), Path(out), judges, batch_size)
+    parts = [part for part in PARTS if any(case.part == part for case in cases)]
+    tasks = [
+        (part, setting, 1 if setting in ("real", "vae") else seeds)
+        for part in parts
+        for setting in ("real", "vae", *PART_SETTINGS[part])
+    ]
     hide = None if progress is None else not progress
-    for setting in tqdm(("vae", *PART_SETTINGS[part]), desc=f"measure {part}", disable=hide):
-        runs = range(1 if setting == "vae" else seeds)
-        images = torch.stack([load_images(out, chosen, part, setting, s, batch_size) for s in runs])
-        settings[setting] = reference.measure(images, similarity=setting == "vae")
-    return part, {
-        "cases": len(chosen),
-        "codepoints": len({case.key for case in chosen}),
-        "settings": {
-            name: _figures(one, reference, only=REAL_FIGURES if name == "real" else None)
-            for name, one in settings.items()
-        },
-        "ratios": {name: _triple(value) for name, value in _ratios(settings).items()},
-    }
+    with ExitStack() as stack:
+        run = map
+        if workers > 1:
+            # Processes side by side share the cores better than threads inside one do.
+            pool = ProcessPoolExecutor(
+                workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(measurer,)
+            )
+            measurer, run = _measure_in_worker, stack.enter_context(pool).map
+        found = list(tqdm(run(measurer, tasks), desc="measure", total=len(tasks), disable=hide))
+    report = {}
+    for part in parts:
+        chosen = [case for case in cases if case.part == part]
+        settings = {setting: one for (of, setting, _), one in zip(tasks, found, strict=True) if of == part}
+        kid = (judges.kid_features.name, settings["real"])
+        report[part] = {
+            "cases": len(chosen),
+            "codepoints": len({case.key for case in chosen}),
+            "settings": {
+                name: _figures(one, *kid, only=REAL_FIGURES if name == "real" else None)
+                for name, one in settings.items()
+            },
+            "ratios": {name: _triple(value) for name, value in _ratios(settings).items()},
+        }
+    return report
+
+
+class _Measurer:
+    """Measures one setting of one part; what all settings of a part share is made once a process."""
+
+    def __init__(self, folder: Path, cases: tuple[Case, ...], out: Path, judges: Judges, batch_size: int) -> None:
+        self.folder, self.cases, self.out = folder, cases, out
+        self.judges, self.batch_size = judges, batch_size
+        self.references: dict[str, _Reference] = {}
+
+    def __call__(self, task: tuple[str, str, int]) -> Measured:
+        from ..data.library import EmojiLibrary
+
+        part, setting, seeds = task
+        if part not in self.references:
+            chosen = [case for case in self.cases if case.part == part]
+            self.references[part] = _Reference(EmojiLibrary(self.folder), chosen, self.judges)
+        reference = self.references[part]
+        if setting == "real":
+            return reference.measure(reference.truth[None])
+        runs = [load_images(self.out, self.cases, part, setting, seed, self.batch_size) for seed in range(seeds)]
+        return reference.measure(torch.stack(runs), similarity=setting == "vae")
+
+
+_in_worker: list[_Measurer] = []
+
+
+def _start_worker(measurer: _Measurer) -> None:
+    torch.set_num_threads(1)
+    _in_worker[:] = [measurer]
+
+
+def _measure_in_worker(task: tuple[str, str, int]) -> Measured:
+    return _in_worker[0](task)
 
 
 class _Reference:
@@ -171,7 +201,6 @@ class _Reference:
         self.mask = foregrounds(library, cases)
         self.edges = edges(self.truth.float() / 255)
         self.regions: Regions = color_regions(self.truth.float() / 255)
-        self.features = embed_images(judges.kid_features, self.truth)
 
     def measure(self, images: Tensor, similarity: bool = False) -> Measured:
         """Images (m, n, 3, H, W) uint8 of m seeds -> figures; `similarity` adds PSNR and SSIM."""
@@ -204,15 +233,13 @@ class _Reference:
 
 
 def _figures(
-    measured: Measured, reference: _Reference, only: Sequence[str] | None = None
+    measured: Measured, kid_name: str, real: Measured, only: Sequence[str] | None = None
 ) -> dict[str, list[float]]:
     groups = measured.groups
     figures = {
         "rmse": rmse_interval(*measured.whole, groups),
         "rmse_foreground": rmse_interval(*measured.foreground, groups),
-        f"kid_{reference.judges.kid_features.name}": kid_interval(
-            measured.features, reference.features, reference.keys
-        ),
+        f"kid_{kid_name}": kid_interval(measured.features, real.features[0], real.groups),
     }
     for name, (sums, counts) in measured.rows.items():
         figures[name] = mean_interval(sums, groups, counts)
