@@ -97,7 +97,7 @@ def generate_heldout(
     Raises:
         ContextDiffusionError: a bad shard, or a folder of another model or protocol.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     from tqdm import tqdm
 
     index, total = shard
@@ -115,7 +115,7 @@ def generate_heldout(
             pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
             # Renamed when whole: a killed run leaves no chunk that only looks finished.
             with write_atomically(out / chunk.file) as scratch:
-                save_file({"images": pixels}, scratch)
+                scratch.write_bytes(save({"images": pixels}))
             bar.update(chunk.stop - chunk.start)
     return all((out / chunk.file).exists() for chunk in chunks)
 
