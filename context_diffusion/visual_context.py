@@ -73,14 +73,17 @@ def aggregate_tokens(
     """
     if aggregation not in AGGREGATIONS:
         raise ContextDiffusionError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
-    k = tokens.shape[0]
-    weights = check_weights(weights, k).to(tokens.device, tokens.dtype).view(k, 1, 1)
+    weights = check_weights(weights, tokens.shape[0])
+    joined = _weighted_join(tokens, weights, aggregation)
+    return joined / weights.sum().to(joined) if aggregation == "mean" else joined
+
+
+def _weighted_join(tokens: Tensor, weights: Tensor, aggregation: str) -> Tensor:
+    """Tokens (k, N, d) times weights (k,): laid end to end for `concat`, else summed over the images."""
+    weighted = tokens * weights.to(tokens).view(-1, 1, 1)
     if aggregation == "concat":
-        return (tokens * weights).reshape(1, -1, tokens.shape[-1])
-    total = (tokens * weights).sum(dim=0, keepdim=True)
-    if aggregation == "sum":
-        return total
-    return total / weights.sum()
+        return weighted.reshape(1, -1, tokens.shape[-1])
+    return weighted.sum(dim=0, keepdim=True)
 
 
 def check_weights(weights: Sequence[float] | Tensor | None, k: int) -> Tensor:
@@ -135,26 +138,18 @@ def encode_visual_context(
     weights = check_weights(weights, k)
     parameter = next(image_encoder.parameters())
     size = image_encoder.config.image_size
-    parts = []
+    parts: list[Tensor] = []
     for start in range(0, k, chunk_size):
         chunk = clip_preprocess(images[start : start + chunk_size].float(), size)
         chunk = chunk.to(device or parameter.device, parameter.dtype)
         tokens = image_encoder(pixel_values=chunk).last_hidden_state
-        part = weights[start : start + chunk_size]
-        # A chunk whose weights are all zero adds nothing; `aggregate_tokens` would refuse it.
-        how = "concat" if aggregation == "concat" else "sum"
-        joined = aggregate_tokens(tokens, part, how) if part.sum() > 0 else torch.zeros_like(tokens[:1])
-        if aggregation == "concat":
-            parts.append(joined if part.sum() > 0 else torch.zeros_like(tokens).reshape(1, -1, tokens.shape[-1]))
-        elif not parts:
-            parts = [joined]
+        joined = _weighted_join(tokens, weights[start : start + chunk_size], aggregation)
+        if aggregation == "concat" or not parts:
+            parts.append(joined)
         else:
             parts[0] = parts[0] + joined
-    if aggregation == "concat":
-        return torch.cat(parts, dim=1)
-    if aggregation == "mean":
-        return parts[0] / weights.sum().to(parts[0])
-    return parts[0]
+    joined = torch.cat(parts, dim=1)
+    return joined / weights.sum().to(joined) if aggregation == "mean" else joined
 
 
 class ContextProjector(nn.Module):
