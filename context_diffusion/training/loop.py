@@ -135,6 +135,9 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
     accelerator.wait_for_everyone()
     if writer:
         writer.close()
+    # The averaging wrapper holds on to the process group: freed after the group, its threads can abort the process.
+    del wrapped
+    accelerator.free_memory()
     accelerator.end_training()
     return out
 
