@@ -47,8 +47,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run_squeezenet(arguments: argparse.Namespace) -> int:
     """Write the SqueezeNet weights, unless the file is there."""
-    from ..evaluation.features import load_squeezenet
-    from ..evaluation.fetch import fetch_feature_weights
+    from ..feature_weights import fetch_feature_weights
+    from ..features import load_squeezenet
 
     if not arguments.out.exists():
         check_writable(arguments.out)

@@ -166,12 +166,18 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     _check_features(first, second)
     first, second = first.double(), second.double()
     mean = (first.mean(0) - second.mean(0)).square().sum()
-    cov1, cov2 = torch.atleast_2d(torch.cov(first.T)), torch.atleast_2d(torch.cov(second.T))
-    # Tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
-    values, vectors = torch.linalg.eigh(cov1)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp_min(0).sqrt().sum()
-    return float(mean + cov1.trace() + cov2.trace() - 2.0 * cross)
+    first, second = first - first.mean(0), second - second.mean(0)
+    scale = (len(first) - 1, len(second) - 1)
+    if max(len(first), len(second)) <= first.shape[1]:
+        # With S1 = A'A and S2 = B'B, Tr (S1 S2)^(1/2) is the sum of the singular values of AB'.
+        cross = torch.linalg.svdvals(first @ second.T).sum() / (scale[0] * scale[1]) ** 0.5
+    else:
+        # It is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
+        values, vectors = torch.linalg.eigh(first.T @ first / scale[0])
+        root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+        cross = torch.linalg.eigvalsh(root @ (second.T @ second / scale[1]) @ root).clamp_min(0).sqrt().sum()
+    traces = first.square().sum() / scale[0] + second.square().sum() / scale[1]
+    return float(mean + traces - 2.0 * cross)
 
 
 def _check_pair(first: Tensor, second: Tensor) -> None:

@@ -101,7 +101,7 @@ def heldout_cases(
                     f"each with {k} others as context: ask for fewer"
                 )
             for key in sorted(rng.choice(pool, size=share, replace=False).tolist()):
-                context = _draw_context(library, pool, key, k, group_share, rng)
+                context = draw_context(library, pool, key, k, group_share, rng)
                 others = [name for name in library.styles if name != style]
                 others = [name for name in others if all(library.has(name, one) for one in context)]
                 if not others:
@@ -114,9 +114,10 @@ def heldout_cases(
     return cases
 
 
-def _draw_context(
+def draw_context(
     library: EmojiLibrary, pool: Sequence[str], key: str, k: int, group_share: float, rng: np.random.Generator
 ) -> tuple[str, ...]:
+    """Keys of k different context images from a style's pool, never the target's; see `heldout_cases`."""
     others = [one for one in pool if one != key]
     chosen: list[str] = []
     for _ in range(k):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..data.library import EmojiLibrary
 from ..data.transforms import HELDOUT_FAMILIES, TRAIN_FAMILIES, sample_transform
-from ..evaluation.sampling import FlowSampler, SamplingBatch
+from ..flow_sampler import FlowSampler, SamplingBatch
 from ..maps import make_map
 from ..model import ContextDiffusion
 
@@ -44,8 +44,11 @@ def preview_grid(model: ContextDiffusion, library: EmojiLibrary, steps: int = 12
     seeds = tuple(range(len(query)))
     sampler = FlowSampler(model, steps)
     right, wrong = cases["contexts"], cases["contexts"].roll(1, 0)
+    sources = None
+    if sampler.wants_context_queries:
+        sources = make_map(right.flatten(0, 1), "softedge").unflatten(0, right.shape[:2])
     made = [
-        sampler.generate(SamplingBatch(seeds, query, context, prompts, library.size))
+        sampler.generate(SamplingBatch(seeds, query, context, prompts, library.size, sources))
         for context, prompts in ((right, cases["captions"]), (right, None), (wrong, None), (None, cases["captions"]))
     ]
     model.train(training)

@@ -7,9 +7,9 @@ import tarfile
 import pytest
 import torch
 
+from context_diffusion import feature_weights
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.evaluation import fetch
-from context_diffusion.evaluation.features import (
+from context_diffusion.features import (
     EfficientNetLite0Features,
     SqueezeNetFeatures,
     embed_images,
@@ -94,7 +94,7 @@ def test_weights_round_trip_and_wrong_files_are_named(network, tmp_path):
 
 def archive_with(path, data):
     with tarfile.open(path, "w:gz") as tar:
-        member = tarfile.TarInfo(fetch._MEMBER)
+        member = tarfile.TarInfo(feature_weights._MEMBER)
         member.size = len(data)
         tar.addfile(member, io.BytesIO(data))
     return path
@@ -103,10 +103,10 @@ def archive_with(path, data):
 def test_an_archive_with_other_weights_is_refused(tmp_path):
     archive = archive_with(tmp_path / "other.tar.gz", b"something else")
     with pytest.raises(ContextDiffusionError, match="SHA-256"):
-        fetch.fetch_feature_weights(tmp_path / "out.safetensors", archive)
+        feature_weights.fetch_feature_weights(tmp_path / "out.safetensors", archive)
     (tmp_path / "broken.tar.gz").write_bytes(b"cut off")
     with pytest.raises(ContextDiffusionError, match="is not the source"):
-        fetch.fetch_feature_weights(tmp_path / "out.safetensors", tmp_path / "broken.tar.gz")
+        feature_weights.fetch_feature_weights(tmp_path / "out.safetensors", tmp_path / "broken.tar.gz")
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -117,7 +117,7 @@ class _Harm:
 
 def test_the_reader_runs_no_code_of_the_file(capsys):
     with pytest.raises(ContextDiffusionError, match="builtins.print"):
-        fetch._ArrayUnpickler(io.BytesIO(pickle.dumps(_Harm()))).load()
+        feature_weights._ArrayUnpickler(io.BytesIO(pickle.dumps(_Harm()))).load()
     assert "ran" not in capsys.readouterr().out
 
 
@@ -129,8 +129,8 @@ def test_arrays_become_torch_kernels(tmp_path, monkeypatch):
     kernel = np.arange(3 * 3 * 2 * 4, dtype=np.float32).reshape(3, 3, 2, 4)  # (h, w, in, out)
     layers = {"fire2/expand3x3": [kernel, np.ones(4, np.float32)], "conv10": [kernel, np.ones(4, np.float32)]}
     data = pickle.dumps(layers, protocol=3).replace(b"numpy._core.", b"numpy.core.")
-    monkeypatch.setattr(fetch, "_MEMBER_SHA256", hashlib.sha256(data).hexdigest())
-    state = fetch._read_archive(archive_with(tmp_path / "a.tar.gz", data))
+    monkeypatch.setattr(feature_weights, "_MEMBER_SHA256", hashlib.sha256(data).hexdigest())
+    state = feature_weights._read_archive(archive_with(tmp_path / "a.tar.gz", data))
     assert set(state) == {"fire2.expand3x3.weight", "fire2.expand3x3.bias"}
     assert state["fire2.expand3x3.weight"].shape == (4, 2, 3, 3)
     assert state["fire2.expand3x3.weight"][3, 1, 2, 0].item() == kernel[2, 0, 1, 3]

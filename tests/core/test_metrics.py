@@ -184,3 +184,14 @@ def test_palette_distance():
     third = square((2 / 3, 1 / 3, 0.0))
     half = square((0.5, 1 / 3, 0.0))  # half way between two nodes of the cube: half in common with either
     assert palette_distance(third, half, mask, mask).item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(12, 9, 20), (30, 25, 6), (12, 30, 20)])
+def test_frechet_distance_is_the_same_by_few_samples_as_by_many_dimensions(n, m, d):
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(size=(n, d)), rng.normal(size=(m, d)) * 1.5 + 0.2
+    cov1, cov2 = np.cov(first.T), np.cov(second.T)
+    expected = np.sum((first.mean(0) - second.mean(0)) ** 2) + np.trace(cov1 + cov2 - 2 * sqrtm(cov1 @ cov2).real)
+    assert frechet_distance(torch.tensor(first), torch.tensor(second)) == pytest.approx(expected, rel=1e-4)

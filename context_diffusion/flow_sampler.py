@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ContextDiffusionError
-from ..guidance import FULL, NULL, branch_weights, guide
-from ..latents import vae_scale_factor
-from ..visual_context import clip_preprocess
+from .errors import ContextDiffusionError
+from .guidance import FULL, NULL, branch_weights, guide
+from .latents import vae_scale_factor
+from .layout import Layout, repeat_rows
+from .visual_context import clip_preprocess, image_tokens, join_rows
 
 if TYPE_CHECKING:
-    from ..model import ContextDiffusion
+    from .model import ContextDiffusion
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class SamplingBatch:
         context: context images (B, k, 3, H, W) in [0, 1], or None.
         prompts: one a row, or None.
         size: side of the images in pixels.
+        context_queries: the query of each context image (B, k, 3, H, W), for samplers whose
+            `wants_context_queries` is true: models that are shown example pairs.
     """
 
     seeds: tuple[int, ...]
@@ -34,6 +37,7 @@ class SamplingBatch:
     context: Tensor | None = None
     prompts: tuple[str, ...] | None = None
     size: int = 128
+    context_queries: Tensor | None = None
 
 
 class Sampler(Protocol):
@@ -58,6 +62,10 @@ class FlowSampler:
     Raises:
         ContextDiffusionError: the model predicts something else than a flow, or the number of steps is not
             positive.
+
+    Attributes:
+        wants_context_queries: whether the model is the Prompt Diffusion baseline, which is shown the first context
+            image with its query as its example pair.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class FlowSampler:
         self.steps = steps
         self.text_guidance = text_guidance
         self.context_guidance = context_guidance
+        self.wants_context_queries = model.example_encoder is not None
         self._null_text: Tensor | None = None
 
     @torch.no_grad()
@@ -94,8 +103,21 @@ class FlowSampler:
         if batch.prompts is None and batch.context is None:
             # Every branch would be the null branch: nothing to guide by.
             weights = {FULL: 1.0}
+        y, query = (self._pair_inputs if self.wants_context_queries else self._inputs)(batch, weights)
+        z = self._noise(batch).to(y)
+        for step in range(self.steps):
+            s, s_next = 1.0 - step / self.steps, 1.0 - (step + 1) / self.steps
+            timestep = torch.full((n * len(weights),), 1000.0 * s, device=y.device, dtype=y.dtype)
+            velocity = model.predict(z.repeat(len(weights), 1, 1, 1), timestep, y, query)
+            velocity = guide(dict(zip(weights, velocity.chunk(len(weights)), strict=True)), weights)
+            z = z + (s_next - s) * velocity
+        return model.decode_latents(z).float()
+
+    def _inputs(self, batch: SamplingBatch, weights: dict[str, float]) -> tuple[Tensor, Layout | None]:
+        """y and the layout, all guidance branches in one batch."""
+        model, n = self.model, len(batch.seeds)
         text, context = self._text(batch, n), self._context(batch, n)
-        null_text, null_context = self._text(None, n), model.null_context(n)
+        null_text, null_context = self._text(None, n), model.null_context(n, context.shape[1])
         branches = []
         for name in weights:
             branches.append(
@@ -106,15 +128,28 @@ class FlowSampler:
         y = torch.cat(branches)
         query = None
         if batch.query is not None:
-            query = model.encode_query(batch.query.to(y)).repeat(len(weights), 1, 1, 1)
-        z = self._noise(batch).to(y)
-        for step in range(self.steps):
-            s, s_next = 1.0 - step / self.steps, 1.0 - (step + 1) / self.steps
-            timestep = torch.full((n * len(weights),), 1000.0 * s, device=y.device, dtype=y.dtype)
-            velocity = model.predict(z.repeat(len(weights), 1, 1, 1), timestep, y, query)
-            velocity = guide(dict(zip(weights, velocity.chunk(len(weights)), strict=True)), weights)
-            z = z + (s_next - s) * velocity
-        return model.decode_latents(z).float()
+            query = repeat_rows(model.encode_query(batch.query.to(y)), len(weights))
+        return y, query
+
+    def _pair_inputs(self, batch: SamplingBatch, weights: dict[str, float]) -> tuple[Tensor, Layout | None]:
+        """As `_inputs` for the Prompt Diffusion baseline: y is text alone, the context is a pair in the layout."""
+        n = len(batch.seeds)
+        text, null_text = self._text(batch, n), self._text(None, n)
+        y = torch.cat([text if name == FULL else null_text for name in weights])
+        if batch.context is not None and (batch.query is None or batch.context_queries is None):
+            raise ContextDiffusionError(
+                "the model is the Prompt Diffusion baseline and its context comes as example pairs beside a query: "
+                "give query and context_queries"
+            )
+        if batch.query is None:
+            return y, None
+        example = None
+        if batch.context is not None:
+            example = (batch.context_queries[:, 0].to(y), batch.context[:, 0].to(y))
+        query = batch.query.to(y)
+        plain = self.model.encode_query(query)
+        shown = self.model.encode_query(query, example)
+        return y, torch.cat([plain if name == NULL else shown for name in weights])
 
     def _text(self, batch: SamplingBatch | None, n: int) -> Tensor:
         if batch is not None and batch.prompts is not None:
@@ -130,8 +165,8 @@ class FlowSampler:
         parameter = next(model.image_encoder.parameters())
         k = batch.context.shape[1]
         images = clip_preprocess(batch.context.flatten(0, 1).float(), model.image_encoder.config.image_size)
-        tokens = model.image_encoder(pixel_values=images.to(parameter)).last_hidden_state
-        return model.projector(tokens.unflatten(0, (n, k)).mean(1))
+        tokens = image_tokens(model.image_encoder, images.to(parameter), model.variant.context_hidden_state)
+        return model.projector(join_rows(tokens.unflatten(0, (n, k)), model.variant.aggregation))
 
     def _noise(self, batch: SamplingBatch) -> Tensor:
         """Each row from its own seed, so that an image does not depend on its batch."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ContextDiffusionError
+from .errors import ContextDiffusionError
 
 # Caffe's statistics, which SqueezeNet 1.1 was trained with: BGR in [0, 255] less this mean.
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ContextDiffusionError
-from ..files import write_atomically
+from .errors import ContextDiffusionError
+from .files import write_atomically
 
 logger = logging.getLogger(__name__)
 
