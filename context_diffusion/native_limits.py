@@ -6,10 +6,12 @@ diffusers runs the model all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .native_vae import tiny_vae_limits
+from .parts import describe_part, present_parts
+from .variants import Variant
 
 if TYPE_CHECKING:
     from .model import ContextDiffusion
@@ -59,55 +61,82 @@ _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 
 def check_native_limits(model: ContextDiffusion) -> list[str]:
     """Every limit that the model breaks, one line each; empty when it becomes native ComfyUI objects."""
-    found = [*_schedule(model.schedule), *_diffusion("unet", model.unet.config)]
-    if model.layout_encoder is not None:
-        found += _diffusion("layout_encoder", model.layout_encoder.config)
-    if model.vae is not None:
-        tiny = type(model.vae).__name__ == "AutoencoderTiny"
-        found += (tiny_vae_limits if tiny else _kl_vae)(model.vae.config)
+    configs = {name: describe_part(name, module) for name, module in present_parts(model).items()}
+    tokenizer = model.tokenizer
+    special = None if tokenizer is None else (tokenizer.pad_token, tokenizer.eos_token)
+    return find_native_limits(configs, model.schedule, special, model.variant)
+
+
+def find_native_limits(
+    configs: Mapping[str, Mapping[str, Any]],
+    schedule: Mapping[str, Any],
+    special_tokens: tuple[str, str] | None,
+    variant: Variant | None = None,
+) -> list[str]:
+    """`check_native_limits` by what a checkpoint says of a model, before any of it is built.
+
+    Args:
+        configs: of the parts, as `describe_part` gives them.
+        schedule: as `ContextDiffusion.schedule`.
+        special_tokens: the tokenizer's padding and end of text, or None without one.
+        variant: what the model does in another way than the default.
+    """
+    found = list(_schedule(schedule))
+    adapter = configs.get("layout_encoder", {}).get("class") == "T2IAdapter"
+    for name in ("unet", "layout_encoder"):
+        if name in configs and not (adapter and name == "layout_encoder"):
+            found += _diffusion(name, configs[name])
+    if adapter:
+        found.append("layout_encoder: is a T2IAdapter, must be a ControlNetModel")
+    if "example_encoder" in configs:
+        found.append("example_encoder: the Prompt Diffusion baseline has no native objects, sample it with FlowSampler")
+    found += (variant or Variant()).native_limits()
+    if "vae" in configs:
+        tiny = configs["vae"].get("class") == "AutoencoderTiny"
+        found += (tiny_vae_limits if tiny else _kl_vae)(configs["vae"])
     for name in ("text_encoder", "image_encoder"):
-        if getattr(model, name) is not None:
-            found += _clip(name, getattr(model, name).config)
-    if model.tokenizer is not None and model.tokenizer.pad_token_id != model.tokenizer.eos_token_id:
-        found.append(f"tokenizer: pads with {model.tokenizer.pad_token!r}, must pad with its end of text")
+        if name in configs:
+            found += _clip(name, configs[name])
+    if special_tokens is not None and special_tokens[0] != special_tokens[1]:
+        found.append(f"tokenizer: pads with {special_tokens[0]!r}, must pad with its end of text")
     return found
 
 
-def _schedule(schedule: dict[str, Any]) -> Iterator[str]:
+def _schedule(schedule: Mapping[str, Any]) -> Iterator[str]:
     if schedule["prediction_type"] != "flow" and schedule["beta_schedule"] not in _SCHEDULES:
         yield f"schedule: beta_schedule is {schedule['beta_schedule']!r}, not one of {', '.join(_SCHEDULES)}"
 
 
-def _diffusion(part: str, config: Any) -> Iterator[str]:
+def _diffusion(part: str, config: Mapping[str, Any]) -> Iterator[str]:
     for key, wanted in _FIXED.items():
         value = config.get(key, wanted)
         value = list(value) if isinstance(value, tuple) else value
         if value != wanted:
             yield f"{part}: {key} is {value!r}, must be {wanted!r}"
-    channels = list(config.block_out_channels)
+    channels = list(config["block_out_channels"])
     if any(each % channels[0] for each in channels):
         yield f"{part}: block_out_channels are {channels}, must be whole multiples of the first"
-    if not _one(config.layers_per_block):
-        yield f"{part}: layers_per_block is {config.layers_per_block}, must be one number for all blocks"
-    if not _one(config.cross_attention_dim):
-        yield f"{part}: cross_attention_dim is {config.cross_attention_dim}, must be one number"
+    if not _one(config["layers_per_block"]):
+        yield f"{part}: layers_per_block is {config['layers_per_block']}, must be one number for all blocks"
+    if not _one(config["cross_attention_dim"]):
+        yield f"{part}: cross_attention_dim is {config['cross_attention_dim']}, must be one number"
     # diffusers calls the number of heads attention_head_dim. ComfyUI knows one number of heads, or one width.
-    heads = config.get("num_attention_heads") or config.attention_head_dim
+    heads = config.get("num_attention_heads") or config["attention_head_dim"]
     if not _one(heads) and len({width / each for width, each in zip(channels, heads, strict=True)}) > 1:
         yield f"{part}: heads are {list(heads)} for channels {channels}, must be one number or of one width"
-    odd = [name for name in config.down_block_types if name not in _DOWN_BLOCKS]
+    odd = [name for name in config["down_block_types"] if name not in _DOWN_BLOCKS]
     if odd:
         yield f"{part}: down block {odd[0]}, must be one of {', '.join(_DOWN_BLOCKS)}"
     elif part == "unet":
-        ups = [_UP_OF_DOWN[name] for name in reversed(config.down_block_types)]
-        if list(config.up_block_types) != ups:
-            yield f"unet: up_block_types are {list(config.up_block_types)}, must mirror the down blocks"
+        ups = [_UP_OF_DOWN[name] for name in reversed(config["down_block_types"])]
+        if list(config["up_block_types"]) != ups:
+            yield f"unet: up_block_types are {list(config['up_block_types'])}, must mirror the down blocks"
 
 
-def _kl_vae(config: Any) -> Iterator[str]:
-    if len(config.block_out_channels) != 4:
-        yield f"vae: {len(config.block_out_channels)} levels, must be 4"
-    channels = list(config.block_out_channels)
+def _kl_vae(config: Mapping[str, Any]) -> Iterator[str]:
+    channels = list(config["block_out_channels"])
+    if len(channels) != 4:
+        yield f"vae: {len(channels)} levels, must be 4"
     if any(each % channels[0] for each in channels):
         yield f"vae: block_out_channels are {channels}, must be whole multiples of the first"
     for key, wanted in (("norm_num_groups", 32), ("act_fn", "silu"), ("mid_block_add_attention", True)):
@@ -117,15 +146,15 @@ def _kl_vae(config: Any) -> Iterator[str]:
         yield "vae: latents_mean and latents_std are set, must be none: use scaling_factor and shift_factor"
 
 
-def _clip(part: str, config: Any) -> Iterator[str]:
-    if config.hidden_act not in _ACTIVATIONS:
-        yield f"{part}: hidden_act is {config.hidden_act!r}, must be one of {', '.join(_ACTIVATIONS)}"
-    if config.layer_norm_eps != 1e-5:
-        yield f"{part}: layer_norm_eps is {config.layer_norm_eps}, must be 1e-05"
-    if part == "text_encoder" and config.max_position_embeddings != 77:
-        yield f"text_encoder: {config.max_position_embeddings} positions, must be 77"
-    if part == "image_encoder" and config.num_channels != 3:
-        yield f"image_encoder: {config.num_channels} channels, must be 3"
+def _clip(part: str, config: Mapping[str, Any]) -> Iterator[str]:
+    if config["hidden_act"] not in _ACTIVATIONS:
+        yield f"{part}: hidden_act is {config['hidden_act']!r}, must be one of {', '.join(_ACTIVATIONS)}"
+    if config["layer_norm_eps"] != 1e-5:
+        yield f"{part}: layer_norm_eps is {config['layer_norm_eps']}, must be 1e-05"
+    if part == "text_encoder" and config["max_position_embeddings"] != 77:
+        yield f"text_encoder: {config['max_position_embeddings']} positions, must be 77"
+    if part == "image_encoder" and config["num_channels"] != 3:
+        yield f"image_encoder: {config['num_channels']} channels, must be 3"
 
 
 def _one(value: Any) -> bool:

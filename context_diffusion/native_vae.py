@@ -8,15 +8,12 @@ blocks are filled with zeros behind the real ones, and the two networks compute 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import ContextDiffusionError
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderTiny
 
 WIDTH = 64
 LEVELS = 4
@@ -50,35 +47,37 @@ def tiny_vae_limits(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"vae: latent_channels is {_FOREIGN_CHANNELS}, must be another number"
 
 
-def native_tiny_vae_state_dict(vae: AutoencoderTiny) -> dict[str, Tensor]:
+def native_tiny_vae_state_dict(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights as ComfyUI's `VAE(sd=...)` takes them.
 
     Both networks take images in [-1, 1], bound latents by 3 tanh(z / 3) before decoding, and speak of the
     same unscaled latents: `config.scaling_factor` is the latent format's scale_factor there.
 
     Args:
-        vae: `WIDTH` channels on four levels, with 1 to `ENCODER_BLOCKS` and `DECODER_BLOCKS` blocks a level.
+        config: of an AutoencoderTiny with `WIDTH` channels on four levels and 1 to `ENCODER_BLOCKS` and
+            `DECODER_BLOCKS` blocks a level.
+        weights: its `state_dict()`, or what a checkpoint has of it.
 
     Returns:
-        taesd_encoder.N.*, taesd_decoder.N.*, vae_scale and vae_shift, in the VAE's own dtype and on its
-        device; all but the filling share its memory.
+        taesd_encoder.N.*, taesd_decoder.N.*, vae_scale and vae_shift, in the weights' own dtype and on their
+        device; all but the filling share their memory.
 
     Raises:
-        ContextDiffusionError: the VAE breaks one of the `tiny_vae_limits`.
+        ContextDiffusionError: the config breaks one of the `tiny_vae_limits`, or the weights are not its.
     """
-    limits = list(tiny_vae_limits(vae.config))
+    limits = list(tiny_vae_limits(config))
     if limits:
         raise ContextDiffusionError(f"the VAE does not become a native one: {limits[0]}")
     native = {
         **_rename(
-            vae.encoder.layers.state_dict(),
-            _encoder_layers(vae.config["num_encoder_blocks"]),
+            _half(weights, "encoder"),
+            _encoder_layers(config["num_encoder_blocks"]),
             _encoder_layers(ENCODER_BLOCKS),
             "taesd_encoder",
         ),
         **_rename(
-            vae.decoder.layers.state_dict(),
-            _decoder_layers(vae.config["num_decoder_blocks"]),
+            _half(weights, "decoder"),
+            _decoder_layers(config["num_decoder_blocks"]),
             ["clamp", *_decoder_layers(DECODER_BLOCKS)],
             "taesd_decoder",
         ),
@@ -86,6 +85,12 @@ def native_tiny_vae_state_dict(vae: AutoencoderTiny) -> dict[str, Tensor]:
     # There for weights whose latents are scaled already; these are not.
     like = native["taesd_encoder.0.bias"]
     return native | {"vae_scale": like.new_ones(()), "vae_shift": like.new_zeros(())}
+
+
+def _half(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The encoder's or the decoder's weights, by layer number and name."""
+    start = f"{name}.layers."
+    return {key[len(start) :]: tensor for key, tensor in weights.items() if key.startswith(start)}
 
 
 def _encoder_layers(blocks: Sequence[int]) -> list[str]:

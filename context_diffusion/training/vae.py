@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,25 @@ from torch import Tensor, nn
 from ..data.library import EmojiLibrary
 from ..data.transforms import sample_transform
 from ..errors import ContextDiffusionError
+from ..native_vae import tiny_vae_limits
 from .config import RunConfig
 from .loop import batch_seed
+
+logger = logging.getLogger(__name__)
+
+
+def load_vae(folder: str | Path) -> nn.Module:
+    """The `vae/` folder that a run of this stage wrote.
+
+    Raises:
+        ContextDiffusionError: the folder holds no such autoencoder.
+    """
+    from diffusers import AutoencoderTiny
+
+    try:
+        return AutoencoderTiny.from_pretrained(Path(folder) / "vae", local_files_only=True)
+    except (OSError, KeyError) as error:
+        raise ContextDiffusionError(f"{folder} has no vae/ folder of the vae stage: run that stage first") from error
 
 
 def new_vae(latent_channels: int, encoder_blocks: tuple[int, ...], decoder_blocks: tuple[int, ...]) -> nn.Module:
@@ -70,9 +88,10 @@ class VAEObjective(nn.Module):
 class VAEStage:
     """Crops of training emoji, a share of them in transformed styles.
 
-    Settings of [vae]: `latent_channels`, `encoder_blocks` and `decoder_blocks` (residual blocks a level), `crop`
-    (pixels), `transformed` (share), `noise`, `weights` (l2, gradient, features), `feature_weights` (SqueezeNet
-    file, "" for none).
+    Settings of [vae]: `start_from` (folder of an earlier run to go on from; its shape wins), `train_encoder` (false:
+    the decoder alone), `latent_channels`, `encoder_blocks` and `decoder_blocks` (residual blocks a level), `crop`
+    (pixels), `transformed` (share), `noise`, `weights` (l2, gradient, features), `feature_weights` (SqueezeNet file,
+    "" for none).
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -86,16 +105,23 @@ class VAEStage:
             raise ContextDiffusionError(f"[vae] crop is {self.crop}: give a multiple of 8 up to {self.library.size}")
         features = None
         if settings.get("feature_weights"):
-            from ..evaluation.features import load_squeezenet
+            from ..features import load_squeezenet
 
             features = load_squeezenet(Path(settings["feature_weights"]).expanduser())
             features.to(memory_format=torch.channels_last)
-        self.latent_channels = settings.get("latent_channels", 8)
-        vae = new_vae(
-            self.latent_channels,
-            settings.get("encoder_blocks", (1, 3, 3, 3)),
-            settings.get("decoder_blocks", (3, 3, 3, 1)),
-        )
+        if settings.get("start_from"):
+            vae = load_vae(settings["start_from"])
+        else:
+            vae = new_vae(
+                settings.get("latent_channels", 8),
+                settings.get("encoder_blocks", (1, 3, 3, 3)),
+                settings.get("decoder_blocks", (3, 3, 3, 1)),
+            )
+        self.latent_channels = vae.config.latent_channels
+        # The decoder alone: the latents, and all that was trained on them, stay as they are.
+        vae.encoder.requires_grad_(settings.get("train_encoder", True))
+        for limit in tiny_vae_limits(vae.config):
+            logger.warning("a model with this autoencoder will not load in ComfyUI: %s", limit)
         self.module = VAEObjective(vae, features, settings).to(memory_format=torch.channels_last)
 
     def batch(self, step: int, rank: int, world: int) -> dict:

@@ -69,7 +69,7 @@ def test_native_network_computes_the_same(encoder_blocks, decoder_blocks, channe
     torch.manual_seed(0)
     vae = taesd_vae(latent_channels=channels, num_encoder_blocks=encoder_blocks, num_decoder_blocks=decoder_blocks)
     native = Native(channels)
-    native.load_state_dict(native_tiny_vae_state_dict(vae), strict=True)
+    native.load_state_dict(native_tiny_vae_state_dict(vae.config, vae.state_dict()), strict=True)
     images, latents = torch.rand(2, 3, 32, 48) * 2 - 1, 4 * torch.randn(2, channels, 4, 6)
     for got, expected in (
         (native.encode(images), vae.encode(images).latents),
@@ -83,7 +83,7 @@ def test_native_network_computes_the_same(encoder_blocks, decoder_blocks, channe
 def test_weights_keep_their_dtype_and_the_vae_is_left_alone():
     vae = taesd_vae().to(torch.bfloat16)
     before = {key: tensor.clone() for key, tensor in vae.state_dict().items()}
-    native = native_tiny_vae_state_dict(vae)
+    native = native_tiny_vae_state_dict(vae.config, vae.state_dict())
     assert {tensor.dtype for tensor in native.values()} == {torch.bfloat16}
     assert native["taesd_decoder.1.weight"].shape[1] == 4  # where ComfyUI reads the number of channels
     assert all(torch.equal(before[key], tensor) for key, tensor in vae.state_dict().items())
@@ -91,4 +91,4 @@ def test_weights_keep_their_dtype_and_the_vae_is_left_alone():
 
 def test_a_vae_that_does_not_fit_is_refused():
     with pytest.raises(ContextDiffusionError, match="num_encoder_blocks are .1, 4, 1, 1."):
-        native_tiny_vae_state_dict(taesd_vae(num_encoder_blocks=(1, 4, 1, 1)))
+        native_tiny_vae_state_dict(taesd_vae(num_encoder_blocks=(1, 4, 1, 1)).config, {})
