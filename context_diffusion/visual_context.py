@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .errors import ContextDiffusionError
 
 AGGREGATIONS = ("mean", "sum", "concat")
+HIDDEN_STATES = ("last", "penultimate")
 
 # The statistics every CLIP image encoder was trained with, per channel of an RGB image in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -54,6 +55,37 @@ def clip_preprocess(images: Tensor, size: int) -> Tensor:
     return (clip_crop(images, size) - mean) / std
 
 
+def image_tokens(image_encoder: nn.Module, pixels: Tensor, hidden_state: str = "last") -> Tensor:
+    """The image encoder's tokens of each image.
+
+    Args:
+        image_encoder: a transformers CLIPVisionModel.
+        pixels: (B, 3, size, size) from `clip_preprocess`.
+        hidden_state: `last`, or `penultimate`: what the last layer reads.
+
+    Returns:
+        (B, N, d_v).
+    """
+    if hidden_state == "last":
+        return image_encoder(pixel_values=pixels).last_hidden_state
+    return image_encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+
+
+def join_rows(tokens: Tensor, aggregation: str) -> Tensor:
+    """The token sequences of k images a row, equally weighted, into one a row.
+
+    Args:
+        tokens: (B, k, N, d).
+        aggregation: `mean`, `sum` or `concat`.
+
+    Returns:
+        (B, N, d), or (B, k * N, d) for `concat`.
+    """
+    if aggregation == "concat":
+        return tokens.flatten(1, 2)
+    return tokens.sum(1) if aggregation == "sum" else tokens.mean(1)
+
+
 def aggregate_tokens(
     tokens: Tensor, weights: Sequence[float] | Tensor | None = None, aggregation: str = "mean"
 ) -> Tensor:
@@ -73,17 +105,41 @@ def aggregate_tokens(
     """
     if aggregation not in AGGREGATIONS:
         raise ContextDiffusionError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
-    weights = check_weights(weights, tokens.shape[0])
-    joined = _weighted_join(tokens, weights, aggregation)
-    return joined / weights.sum().to(joined) if aggregation == "mean" else joined
+    join = RunningJoin(check_weights(weights, tokens.shape[0]), aggregation)
+    join.add(tokens)
+    return join.result().reshape(1, -1, tokens.shape[-1])
 
 
-def _weighted_join(tokens: Tensor, weights: Tensor, aggregation: str) -> Tensor:
-    """Tokens (k, N, d) times weights (k,): laid end to end for `concat`, else summed over the images."""
-    weighted = tokens * weights.to(tokens).view(-1, 1, 1)
-    if aggregation == "concat":
-        return weighted.reshape(1, -1, tokens.shape[-1])
-    return weighted.sum(dim=0, keepdim=True)
+class RunningJoin:
+    """`aggregate_tokens` for features that come a few images at a time, of any shape behind the image axis.
+
+    `mean` and `sum` keep one running total, so that memory does not depend on the number of images.
+
+    Args:
+        weights: (k,), one an image, from `check_weights`.
+        aggregation: `mean`, `sum` or `concat`.
+    """
+
+    def __init__(self, weights: Tensor, aggregation: str) -> None:
+        self._weights, self._aggregation = weights, aggregation
+        self._added = 0
+        self._parts: list[Tensor] = []
+
+    def add(self, features: Tensor) -> None:
+        """The features of the next m images, (m, ...)."""
+        weights = self._weights[self._added : self._added + len(features)].to(features)
+        weighted = features * weights.view(-1, *[1] * (features.ndim - 1))
+        self._added += len(features)
+        if self._aggregation == "concat":
+            self._parts.append(weighted)
+            return
+        total = weighted.sum(dim=0, keepdim=True)
+        self._parts = [self._parts[0] + total if self._parts else total]
+
+    def result(self) -> Tensor:
+        """(1, ...), or (k, ...) with each image's features in its row for `concat`."""
+        joined = torch.cat(self._parts)
+        return joined / self._weights.sum().to(joined) if self._aggregation == "mean" else joined
 
 
 def check_weights(weights: Sequence[float] | Tensor | None, k: int) -> Tensor:
@@ -111,6 +167,7 @@ def encode_visual_context(
     aggregation: str = "mean",
     chunk_size: int = 8,
     device: torch.device | None = None,
+    hidden_state: str = "last",
 ) -> Tensor:
     """Encode k context images and join them (h^V before the projector).
 
@@ -123,6 +180,7 @@ def encode_visual_context(
         aggregation: `mean`, `sum` or `concat`.
         chunk_size: how many images go through the encoder at once.
         device: where the encoder runs, if its weights are elsewhere between calls (offloading).
+        hidden_state: which of the encoder's, see `image_tokens`.
 
     Returns:
         (1, N, d_v); (1, k * N, d_v) for `concat`.
@@ -138,18 +196,13 @@ def encode_visual_context(
     weights = check_weights(weights, k)
     parameter = next(image_encoder.parameters())
     size = image_encoder.config.image_size
-    parts: list[Tensor] = []
+    join = RunningJoin(weights, aggregation)
     for start in range(0, k, chunk_size):
         chunk = clip_preprocess(images[start : start + chunk_size].float(), size)
         chunk = chunk.to(device or parameter.device, parameter.dtype)
-        tokens = image_encoder(pixel_values=chunk).last_hidden_state
-        joined = _weighted_join(tokens, weights[start : start + chunk_size], aggregation)
-        if aggregation == "concat" or not parts:
-            parts.append(joined)
-        else:
-            parts[0] = parts[0] + joined
-    joined = torch.cat(parts, dim=1)
-    return joined / weights.sum().to(joined) if aggregation == "mean" else joined
+        join.add(image_tokens(image_encoder, chunk, hidden_state))
+    joined = join.result()
+    return joined.reshape(1, -1, joined.shape[-1])
 
 
 class ContextProjector(nn.Module):

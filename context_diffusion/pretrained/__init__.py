@@ -36,6 +36,11 @@ def bundled_model_path(name: str = DEFAULT_MODEL) -> Path:
     return _FOLDER / f"{name}{_SUFFIX}"
 
 
+def bundled_styles() -> dict[str, Path]:
+    """The saved visual contexts in the package (see `style_file`), by name, sorted."""
+    return {path.stem: path for path in sorted((_FOLDER / "styles").glob(f"*{_SUFFIX}"))}
+
+
 def find_model(name_or_file: str | os.PathLike[str]) -> Path:
     """A checkpoint's path, from a bundled model's name or from a path.
 

@@ -9,6 +9,7 @@ import torch
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.visual_context import (
     ContextProjector,
+    RunningJoin,
     aggregate_tokens,
     clip_crop,
     clip_preprocess,
@@ -42,9 +43,7 @@ def test_mean_of_equal_images_is_one_image(encoder):
     image = pictures(1)
     one = encode_visual_context(encoder, image)
     for k in (2, 3, 11):
-        torch.testing.assert_close(
-            encode_visual_context(encoder, image.expand(k, -1, -1, -1)), one, rtol=0, atol=1e-6
-        )
+        torch.testing.assert_close(encode_visual_context(encoder, image.expand(k, -1, -1, -1)), one, rtol=0, atol=1e-6)
 
 
 def test_order_does_not_matter(encoder):
@@ -150,3 +149,16 @@ def test_importing_the_core_imports_neither_diffusers_nor_transformers():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_running_join_takes_features_of_any_shape() -> None:
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    for shape in ((3, 4), (3, 2, 5, 4)):
+        features = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        weighted = features * weights.view(-1, *[1] * (features.ndim - 1))
+        total = weighted.sum(0, keepdim=True)
+        for name, expected in {"mean": total / 3.5, "sum": total, "concat": weighted}.items():
+            join = RunningJoin(weights, name)
+            join.add(features[:2])
+            join.add(features[2:])
+            torch.testing.assert_close(join.result(), expected)
