@@ -18,7 +18,6 @@ from .errors import ContextDiffusionError
 from .model import PREDICTION_TYPES, ContextDiffusion
 from .native_limits import check_native_limits
 from .parts import (
-    NEEDED_PARTS,
     PARTS,
     build_part,
     check_config,
@@ -26,10 +25,12 @@ from .parts import (
     file_keys,
     fill_buffers,
     misfits,
+    needed_parts,
     present_parts,
 )
 from .safetensors_header import Header, TensorEntry, read_header
 from .tokenizer import tokenizer_from_json, tokenizer_to_json
+from .variants import Variant
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ FORMAT_VERSION = 1
 ARCHITECTURE = "context-diffusion-v1"
 
 _CONFIG_KEY = "context_diffusion.config"
-_TOKENIZER_KEY = "context_diffusion.tokenizer"
+TOKENIZER_KEY = "context_diffusion.tokenizer"
 
 # Entries of `ContextDiffusion.info` that the field's model-card metadata has a name for.
 _MODELSPEC = (
@@ -135,18 +136,20 @@ def load_checkpoint(
     """
     path = Path(path)
     header = read_header(path)
-    config = _read_config(path, header)
+    config = read_config(path, header)
     try:
-        parts = {name: build_part(name, config[name]) for name in PARTS if config.get(name) is not None}
-        text = header.metadata.get(_TOKENIZER_KEY)
+        variant = Variant.of(config.get("variant", {}))
+        parts = {name: build_part(name, config[name], variant) for name in PARTS if config.get(name) is not None}
+        text = header.metadata.get(TOKENIZER_KEY)
         tokenizer = None if text is None else tokenizer_from_json(text)
     except ContextDiffusionError as error:
         raise ContextDiffusionError(f"{path}: {error}") from error
     _check_keys(path, parts, header.tensors)
     _fill(path, parts, torch.device(device), dtype)
     schedule, info = config.get("schedule"), config.get("info")
+    unet, projector = parts.pop("unet"), parts.pop("projector", None)
     model = ContextDiffusion(
-        parts.pop("unet"), parts.pop("projector"), **parts, tokenizer=tokenizer, schedule=schedule, info=info
+        unet, projector, **parts, tokenizer=tokenizer, schedule=schedule, info=info, variant=variant
     )
     problems = misfits(model)
     if problems:
@@ -158,14 +161,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """What a checkpoint says about itself, without reading its tensors.
 
     Returns:
-        path, size (bytes), format_version, modelspec (title, license ...), config (of each part), schedule,
-        info, tokens (of the tokenizer, or None), parts (name -> parameters and dtypes), parameters (in all).
+        path, size (bytes), format_version, modelspec (title, license ...), config (of each part), variant (what
+        is not the default's), schedule, info, tokens (of the tokenizer, or None), parts (name -> parameters and
+        dtypes), parameters (in all).
 
     Raises:
         ContextDiffusionError: as `load_checkpoint`, for what the header shows.
     """
     header = read_header(path)
-    config = _read_config(Path(path), header)
+    config = read_config(Path(path), header)
     parts: dict[str, dict[str, Any]] = {}
     for key, entry in header.tensors.items():
         part = parts.setdefault(key.partition(".")[0], {"parameters": 0, "dtypes": []})
@@ -173,7 +177,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         dtype = _DTYPES.get(entry.dtype, entry.dtype)
         if dtype not in part["dtypes"]:
             part["dtypes"].append(dtype)
-    text = header.metadata.get(_TOKENIZER_KEY)
+    text = header.metadata.get(TOKENIZER_KEY)
     start = "modelspec."
     return {
         "path": str(path),
@@ -183,6 +187,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             key[len(start) :]: v for key, v in sorted(header.metadata.items()) if key.startswith(start)
         },
         "config": {name: config[name] for name in PARTS if config.get(name) is not None},
+        "variant": config.get("variant", {}),
         "schedule": config.get("schedule") or {},
         "info": config.get("info") or {},
         "tokens": None if text is None else _count_tokens(Path(path), text),
@@ -194,13 +199,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def _metadata(model: ContextDiffusion) -> dict[str, str]:
     config = {"format_version": FORMAT_VERSION}
     config |= {name: describe_part(name, module) for name, module in present_parts(model).items()}
+    if model.variant.changes():
+        config["variant"] = model.variant.changes()
     config |= {"schedule": model.schedule, "info": model.info}
     try:
         metadata = {_CONFIG_KEY: json.dumps(config)}
     except (TypeError, ValueError) as error:
         raise ContextDiffusionError(f"the model's info or schedule does not go into JSON: {error}") from error
     if model.tokenizer is not None:
-        metadata[_TOKENIZER_KEY] = tokenizer_to_json(model.tokenizer)
+        metadata[TOKENIZER_KEY] = tokenizer_to_json(model.tokenizer)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()  # noqa: UP017, Python 3.10 has no UTC
     info = {"title": "Context Diffusion", "date": today, **model.info}
     spec = {name: str(info[name]) for name in _MODELSPEC if info.get(name)}
@@ -245,13 +252,19 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read_config(path: Path, header: Header) -> dict[str, Any]:
+def read_config(path: Path, header: Header) -> dict[str, Any]:
+    """The whole config of a checkpoint: format_version, a table for each part, schedule, info.
+
+    Raises:
+        ContextDiffusionError: as `load_checkpoint`, for what the header shows.
+    """
     text = header.metadata.get(_CONFIG_KEY)
     if text is None:
         first = next(iter(sorted(header.tensors)), "no tensor at all")
         raise ContextDiffusionError(
             f"{path} is of another origin (no Context Diffusion metadata, first key {first}): "
-            "make a model of a Stable Diffusion folder with ContextDiffusion.from_stable_diffusion"
+            "give a file that Context Diffusion saved; ContextDiffusion.from_stable_diffusion makes one of a Stable "
+            "Diffusion folder"
         )
     try:
         config = json.loads(text)
@@ -265,7 +278,7 @@ def _read_config(path: Path, header: Header) -> dict[str, Any]:
             f"{path} has format version {version} and this release reads {FORMAT_VERSION}: "
             "use the release that wrote it"
         )
-    absent = [name for name in NEEDED_PARTS if config.get(name) is None]
+    absent = [name for name in needed_parts(config) if config.get(name) is None]
     if absent:
         raise ContextDiffusionError(f"{path} has no config of its {' and '.join(absent)}: save it again")
     for name in PARTS:
@@ -278,6 +291,10 @@ def _read_config(path: Path, header: Header) -> dict[str, Any]:
     for name in ("schedule", "info"):
         if not isinstance(config.get(name, {}), dict):
             raise ContextDiffusionError(f"{path} has a {name} that is not a table: save it again")
+    try:
+        Variant.of(config.get("variant", {}))
+    except ContextDiffusionError as error:
+        raise ContextDiffusionError(f"{path}: {error}: save it again, or use the release that wrote it") from error
     prediction = config.get("schedule", {}).get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         raise ContextDiffusionError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import combine, encode_text
+from .decoupled import is_decoupled
+from .errors import ContextDiffusionError
 from .latents import decode_latents, encode_images
+from .layout import Layout, is_adapter, predict_with_layout
+from .variants import Variant
 from .visual_context import ContextProjector, encode_visual_context, null_context
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, T2IAdapter, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+    from .prompt_diffusion import ExampleEncoder
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "flow")
 
@@ -31,23 +35,14 @@ DEFAULT_SCHEDULE = {
 }
 
 
-@contextmanager
-def _stem_gives(layout_encoder: nn.Module, features: Tensor) -> Iterator[None]:
-    """Within it the layout encoder's stem returns `features`, whatever it is shown."""
-    handle = layout_encoder.controlnet_cond_embedding.register_forward_hook(lambda *_: features)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 class ContextDiffusion(nn.Module):
     """A latent diffusion UNet: text and visual context in one cross-attention, a query as layout.
 
     Attributes:
         unet: UNet2DConditionModel; its cross-attention width is d_c.
-        projector: h^V of width d_v -> d_c.
-        layout_encoder: ControlNetModel for the query q, or None.
+        projector: h^V of width d_v -> d_c; None for the Prompt Diffusion baseline.
+        layout_encoder: ControlNetModel for the query q, or None; a T2IAdapter in an ablation.
+        example_encoder: the stem for an example pair, which makes the model the Prompt Diffusion baseline; else None.
         vae: AutoencoderKL or AutoencoderTiny, or None where the user's own checkpoint brings it.
         text_encoder: CLIPTextModel of width d_c, or None.
         tokenizer: the CLIPTokenizer that belongs to it, or None.
@@ -55,25 +50,41 @@ class ContextDiffusion(nn.Module):
         schedule: noise schedule and prediction type, see `DEFAULT_SCHEDULE`; with `flow` (rectified flow)
             z_t = (1 - s) x + s eps, the UNet predicts eps - x and its timestep is 1000 s.
         info: title, license, resolution (side of the images in pixels), description and the like.
+        variant: what the model does with its visual context in another way than the default.
+
+    Raises:
+        ContextDiffusionError: decoupled cross-attention is asked of a UNet that has none, or the other way round.
     """
 
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        projector: ContextProjector,
+        projector: ContextProjector | None,
         *,
-        layout_encoder: ControlNetModel | None = None,
+        layout_encoder: ControlNetModel | T2IAdapter | None = None,
+        example_encoder: ExampleEncoder | None = None,
         vae: AutoencoderKL | AutoencoderTiny | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
         image_encoder: CLIPVisionModel | None = None,
         schedule: dict | None = None,
         info: dict | None = None,
+        variant: Variant | None = None,
     ) -> None:
         super().__init__()
+        self.variant = variant or Variant()
+        decoupled = self.variant.cross_attention == "decoupled"
+        controlnet = None if is_adapter(layout_encoder) else layout_encoder
+        for name, network in (("UNet", unet), ("layout encoder", controlnet)):
+            if network is not None and is_decoupled(network) != decoupled:
+                raise ContextDiffusionError(
+                    f"cross_attention is {self.variant.cross_attention!r} and the {name}'s is not: "
+                    "load the whole model with load_checkpoint"
+                )
         self.unet = unet
         self.projector = projector
         self.layout_encoder = layout_encoder
+        self.example_encoder = example_encoder
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
@@ -105,59 +116,78 @@ class ContextDiffusion(nn.Module):
         return encode_text(self.tokenizer, self.text_encoder, prompts)
 
     def encode_context(
-        self, images: Tensor, weights: list[float] | None = None, aggregation: str = "mean"
+        self, images: Tensor, weights: list[float] | None = None, aggregation: str | None = None
     ) -> Tensor:
-        """Context images (k, 3, H, W) in [0, 1] -> projected h^V (1, N, d_c)."""
-        tokens = encode_visual_context(self.image_encoder, images, weights, aggregation)
+        """Context images (k, 3, H, W) in [0, 1] -> projected h^V (1, N, d_c); `aggregation` is the model's own."""
+        variant = self.variant
+        tokens = encode_visual_context(
+            self.image_encoder,
+            images,
+            weights,
+            aggregation or variant.aggregation,
+            hidden_state=variant.context_hidden_state,
+        )
         return self.projector(tokens)
 
     def null_context(self, batch: int = 1, n_tokens: int | None = None) -> Tensor:
-        """No visual context: (batch, N, d_c) zeros."""
+        """No visual context: (batch, N, d_c) zeros, or a black image's tokens as often as they fit into `n_tokens`."""
         like = self.projector.linear.weight
-        return null_context(batch, n_tokens or self.context_tokens, like.shape[0], like)
+        n_tokens = n_tokens or self.context_tokens
+        if self.variant.null_context == "zeros":
+            return null_context(batch, n_tokens, like.shape[0], like)
+        size = self.image_encoder.config.image_size
+        black = self.encode_context(torch.zeros(1, 3, size, size, device=like.device))
+        return black.repeat(1, n_tokens // black.shape[1], 1).expand(batch, -1, -1)
 
-    def encode_query(self, query: Tensor) -> Tensor:
-        """The layout encoder's stem: query images (B, 3, 8h, 8w) in [0, 1] -> features (B, C, h, w).
+    def encode_query(self, query: Tensor, example: tuple[Tensor, Tensor] | None = None) -> Layout:
+        """What of the layout does not depend on z_t and t: query images (B, 3, 8h, 8w) in [0, 1] -> features.
+
+        Args:
+            query: q.
+            example: the baseline's example pair, its query and its picture, each like `query`.
+
+        Returns:
+            The features of the ControlNet's stem, (B, C, h, w); all that a T2I adapter gives, one tensor for each
+            resolution.
 
         The stem does not see z_t or t. It costs as much as half of the UNet, so samplers run it once an
         image, and training once for all noise levels of an image.
         """
-        return self.layout_encoder.controlnet_cond_embedding(query)
+        if is_adapter(self.layout_encoder):
+            return tuple(self.layout_encoder(query))
+        features = self.layout_encoder.controlnet_cond_embedding(query)
+        return features if example is None else features + self.example_encoder(*example)
 
     def predict(
         self,
         z_t: Tensor,
         timestep: Tensor,
         y: Tensor,
-        query: Tensor | None = None,
+        query: Layout | None = None,
         layout_strength: float | Tensor = 1.0,
+        context_tokens: int | None = None,
     ) -> Tensor:
         """f(z_t, t, y, q), the prediction of eq. 2.
 
         Args:
             z_t: noisy latents (B, C, h, w).
             timestep: (B,) or a scalar, in [0, 1000].
-            y: [h^c, h^V], (B, 77 + N, d_c).
+            y: [h^c, h^V], (B, 77 + N, d_c); h^c alone for the Prompt Diffusion baseline.
             query: q as an image (B, 3, 8h, 8w) in [0, 1], or its features from `encode_query`, or None for no
                 layout.
             layout_strength: factor of the layout residuals; 0 means no layout.
+            context_tokens: how many of y's tokens are h^V, which decoupled cross-attention must know; all behind
+                the first 77 when None.
 
         Returns:
             eps, v or the flow's velocity, (B, C, h, w), as `schedule["prediction_type"]` says.
         """
-        residuals = {}
-        if query is not None and self.layout_encoder is not None:
-            settings = {"conditioning_scale": layout_strength, "return_dict": False}
-            if query.shape[-2:] != z_t.shape[-2:]:
-                # An image goes through the encoder's own call, which is what brings offloaded weights to the device.
-                down, mid = self.layout_encoder(z_t, timestep, y, query, **settings)
-            else:
-                with _stem_gives(self.layout_encoder, query):
-                    # The stem's output is replaced: what it sees only has to be small.
-                    blank = query.new_zeros(query.shape[0], 3, 8, 8)
-                    down, mid = self.layout_encoder(z_t, timestep, y, blank, **settings)
-            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        return self.unet(z_t, timestep, y, return_dict=False, **residuals)[0]
+        if self.variant.cross_attention == "decoupled":
+            text = y.shape[1] - context_tokens if context_tokens else 77
+            y = (y[:, :text], y[:, text:])
+        if query is None or self.layout_encoder is None:
+            return self.unet(z_t, timestep, y, return_dict=False)[0]
+        return predict_with_layout(self.unet, self.layout_encoder, z_t, timestep, y, query, layout_strength)
 
     def condition(self, text: Tensor, context: Tensor) -> Tensor:
         """y = [h^c, h^V] (eq. 3)."""

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from .decoupled import decouple
 from .errors import ContextDiffusionError
+from .prompt_diffusion import ExampleEncoder
+from .variants import Variant
 from .visual_context import ContextProjector
 
 if TYPE_CHECKING:
     from .model import ContextDiffusion
 
 # In the order in which they are built and checked.
-PARTS = ("unet", "projector", "layout_encoder", "vae", "text_encoder", "image_encoder")
-NEEDED_PARTS = ("unet", "projector")
+PARTS = ("unet", "projector", "layout_encoder", "example_encoder", "vae", "text_encoder", "image_encoder")
+_NEEDED_PARTS = ("unet", "projector")
+# Of the Prompt Diffusion baseline, which is known by its example encoder.
+_NEEDED_BY_BASELINE = ("unet", "layout_encoder")
 
 # The first class is the one that a config means without saying so.
 _DIFFUSERS = {
     "unet": ("UNet2DConditionModel",),
-    "layout_encoder": ("ControlNetModel",),
+    "layout_encoder": ("ControlNetModel", "T2IAdapter"),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
 }
+# Their configs name the class even where it is the first.
+_CLASS_NAMED = ("vae",)
 _TRANSFORMERS = {
     "text_encoder": ("CLIPTextModel", "CLIPTextConfig"),
     "image_encoder": ("CLIPVisionModel", "CLIPVisionConfig"),
 }
+
+_CROSS_ATTENDING = ("UNet2DConditionModel", "ControlNetModel")
 
 # What defines a CLIP transformer. A config of transformers holds more, and other things in each release;
 # none of it changes the network.
@@ -60,6 +70,18 @@ _FIELDS = {
 _PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
 
 
+# Parts that this package has classes of its own for, and the settings of each.
+_OWN = {
+    "projector": (ContextProjector, ("vision_width", "text_width")),
+    "example_encoder": (ExampleEncoder, ("channels", "widths")),
+}
+
+
+def needed_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts that a model with such a config cannot be without."""
+    return _NEEDED_PARTS if config.get("example_encoder") is None else _NEEDED_BY_BASELINE
+
+
 def present_parts(model: ContextDiffusion) -> dict[str, nn.Module]:
     """The parts that a model has, by name."""
     parts = {name: getattr(model, name) for name in PARTS}
@@ -78,12 +100,14 @@ def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
         raise ContextDiffusionError(f"the {name} is a {found}: a checkpoint carries {' or '.join(expected)} only")
     if name == "projector":
         return {"vision_width": module.linear.in_features, "text_width": module.linear.out_features}
+    if name == "example_encoder":
+        return dict(module.config)
     if name in _FIELDS:
         return {field: getattr(module.config, field, None) for field in _FIELDS[name]}
     config, known = json.loads(module.to_json_string()), _settings(type(module))
     # diffusers notes more than its constructors take: where it came from, and what follows from the rest.
     config = {key: value for key, value in config.items() if key in known}
-    return {"class": found, **config} if len(expected) > 1 else config
+    return {"class": found, **config} if name in _CLASS_NAMED or found != expected[0] else config
 
 
 def check_config(name: str, config: Any) -> None:
@@ -114,20 +138,21 @@ def check_config(name: str, config: Any) -> None:
             raise ContextDiffusionError(_wrong_entry(name, "sample_size", config, expected))
 
 
-def build_part(name: str, config: dict[str, Any]) -> nn.Module:
+def build_part(name: str, config: dict[str, Any], variant: Variant | None = None) -> nn.Module:
     """An unfilled part on the meta device: shapes without memory.
 
     Args:
         name: one of `PARTS`.
         config: one that `check_config` lets pass.
+        variant: of the model.
 
     Raises:
         ContextDiffusionError: the config has an entry that this release of the library does not know, or the
             library refuses it. The message does not name the file.
     """
     class_name = _class_names(name)[0]
-    if name == "projector":
-        maker, known = ContextProjector, {"vision_width", "text_width"}
+    if name in _OWN:
+        maker, known = _OWN[name][0], set(_OWN[name][1])
     elif name in _TRANSFORMERS:
         library = import_module("transformers")
         model_class, config_class = (getattr(library, each) for each in _TRANSFORMERS[name])
@@ -151,7 +176,10 @@ def build_part(name: str, config: dict[str, Any]) -> nn.Module:
         raise ContextDiffusionError(f"the {name} config has entries unknown here: {', '.join(unknown)}")
     try:
         with torch.device("meta"):
-            return maker(**{key: value for key, value in config.items() if key in known})
+            module = maker(**{key: value for key, value in config.items() if key in known})
+            if variant is not None and variant.cross_attention == "decoupled" and class_name in _CROSS_ATTENDING:
+                decouple(module)
+            return module
     # The libraries raise whatever their code runs into on a wrong config: all of it means the same here.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -185,42 +213,60 @@ def file_keys(name: str, module: nn.Module) -> dict[str, str]:
 
 def misfits(model: ContextDiffusion) -> list[str]:
     """What does not fit between the parts, one line each; empty for a model that works."""
+    configs = {name: describe_part(name, module) for name, module in present_parts(model).items()}
+    return find_misfits(configs, None if model.tokenizer is None else len(model.tokenizer))
+
+
+def find_misfits(configs: Mapping[str, Mapping[str, Any]], tokens: int | None) -> list[str]:
+    """`misfits` by what a checkpoint says of a model, before any of it is built.
+
+    Args:
+        configs: of the parts, as `describe_part` gives them.
+        tokens: of the tokenizer, or None without one.
+    """
     found = []
 
     def compare(left: str, left_value: Any, right: str, right_value: Any) -> None:
         if left_value != right_value:
             found.append(f"{left} is {left_value} and {right} is {right_value}: they must be equal")
 
-    unet, linear = model.unet.config, model.projector.linear
-    width = ("the UNet's cross_attention_dim", unet.cross_attention_dim)
-    compare(*width, "the projector's output width", linear.out_features)
-    if model.image_encoder is not None:
-        vision_width = model.image_encoder.config.hidden_size
-        compare("the image encoder's width", vision_width, "the projector's input width", linear.in_features)
-    if model.text_encoder is not None:
-        compare(*width, "the text encoder's width", model.text_encoder.config.hidden_size)
-    if model.layout_encoder is not None:
-        layout = model.layout_encoder.config
-        compare(*width, "the layout encoder's cross_attention_dim", layout.cross_attention_dim)
+    unet, projector = configs["unet"], configs.get("projector")
+    width = ("the UNet's cross_attention_dim", unet["cross_attention_dim"])
+    if projector is not None:
+        compare(*width, "the projector's output width", projector["text_width"])
+    if "image_encoder" in configs and projector is not None:
+        vision_width = configs["image_encoder"]["hidden_size"]
+        compare("the image encoder's width", vision_width, "the projector's input width", projector["vision_width"])
+    if "text_encoder" in configs:
+        compare(*width, "the text encoder's width", configs["text_encoder"]["hidden_size"])
+    adapter = configs.get("layout_encoder", {}).get("class") == "T2IAdapter"
+    if adapter:
+        channels = ("the T2I adapter's channels", list(configs["layout_encoder"]["channels"]))
+        compare("the UNet's block_out_channels", list(unet["block_out_channels"]), *channels)
+    elif "layout_encoder" in configs:
+        layout = configs["layout_encoder"]
+        compare(*width, "the layout encoder's cross_attention_dim", layout["cross_attention_dim"])
         for field in ("in_channels", "block_out_channels", "layers_per_block"):
-            mine, theirs = (getattr(config, field) for config in (unet, layout))
-            if isinstance(mine, list | tuple):
-                mine, theirs = list(mine), list(theirs)
-            compare(f"the UNet's {field}", mine, f"the layout encoder's {field}", theirs)
-    if model.vae is not None:
-        channels = ("the VAE's latent_channels", model.vae.config.latent_channels)
-        compare("the UNet's in_channels", unet.in_channels, *channels)
-    if model.tokenizer is not None and model.text_encoder is not None:
-        rows = model.text_encoder.config.vocab_size
-        if len(model.tokenizer) > rows:
-            found.append(f"the tokenizer has {len(model.tokenizer)} tokens and the text encoder knows {rows}")
+            compare(f"the UNet's {field}", unet[field], f"the layout encoder's {field}", layout[field])
+    if "example_encoder" in configs:
+        channels = ("the example encoder's channels", configs["example_encoder"]["channels"])
+        compare("the UNet's first width", unet["block_out_channels"][0], *channels)
+        if adapter:
+            found.append("the example encoder feeds a ControlNet and the layout encoder is a T2I adapter")
+    if "vae" in configs:
+        channels = ("the VAE's latent_channels", configs["vae"]["latent_channels"])
+        compare("the UNet's in_channels", unet["in_channels"], *channels)
+    if tokens is not None and "text_encoder" in configs:
+        rows = configs["text_encoder"]["vocab_size"]
+        if tokens > rows:
+            found.append(f"the tokenizer has {tokens} tokens and the text encoder knows {rows}")
     return found
 
 
 def _class_names(name: str) -> tuple[str, ...]:
     """The classes that a part may be of."""
-    if name == "projector":
-        return (ContextProjector.__name__,)
+    if name in _OWN:
+        return (_OWN[name][0].__name__,)
     return _DIFFUSERS.get(name) or _TRANSFORMERS[name][:1]
 
 

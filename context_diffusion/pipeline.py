@@ -14,6 +14,7 @@ from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
     ImagePipelineOutput,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -26,6 +27,7 @@ from .conditioning import combine
 from .errors import ContextDiffusionError
 from .guidance import CONTEXT_ONLY, FULL, NULL, branch_weights, guide
 from .latents import vae_scale_factor
+from .layout import Layout, repeat_rows
 from .model import ContextDiffusion
 from .pipeline_encoding import EncodingMixin
 from .pipeline_inputs import (
@@ -58,6 +60,10 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
             for what the UNet predicts.
         info: title, license and the like.
         context_tokens: N, for a model without its image encoder.
+        model_variant: the entries of the model's `Variant` that are not the default's.
+
+    Raises:
+        ContextDiffusionError: the UNet is not of this variant, or the model is the Prompt Diffusion baseline.
     """
 
     # The layout encoder takes turns with the UNet at every step: as a ControlNet it stays out of the chain.
@@ -76,7 +82,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         unet: UNet2DConditionModel,
         projector: ContextProjector,
         scheduler: SchedulerMixin,
-        layout_encoder: ControlNetModel | None,
+        layout_encoder: ControlNetModel | T2IAdapter | None,
         vae: AutoencoderKL | AutoencoderTiny | None,
         text_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer | None,
@@ -84,8 +90,11 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         schedule: dict | None = None,
         info: dict | None = None,
         context_tokens: int | None = None,
+        model_variant: dict | None = None,
     ) -> None:
         super().__init__()
+        if model_variant:
+            self.register_to_config(model_variant=model_variant)
         self.register_modules(
             unet=unet,
             projector=PretrainedContextProjector.of(projector),
@@ -106,6 +115,11 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         cls, model: ContextDiffusion, scheduler: SchedulerMixin | None = None
     ) -> ContextDiffusionPipeline:
         """A pipeline around a model's own parts; its scheduler is the model's unless given."""
+        if model.example_encoder is not None:
+            raise ContextDiffusionError(
+                "the model is the Prompt Diffusion baseline: the pipeline shows no example pairs, sample it with "
+                "flow_sampler.FlowSampler"
+            )
         return cls(
             unet=model.unet,
             projector=model.projector,
@@ -117,6 +131,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
             image_encoder=model.image_encoder,
             schedule=dict(model.schedule),
             info=dict(model.info),
+            model_variant=model.variant.changes() or None,
         )
 
     @classmethod
@@ -191,7 +206,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         num_inference_steps: int = 20,
         text_guidance: float = 3.0,
         context_guidance: float = 3.0,
-        aggregation: str = "mean",
+        aggregation: str | None = None,
         layout_strength: float = 1.0,
         layout_start: float = 0.0,
         layout_end: float = 1.0,
@@ -227,7 +242,8 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
             num_inference_steps: steps of the scheduler, 1 or more.
             text_guidance: g_txt; 1 means no guidance by text.
             context_guidance: g_ctx; 1 means no guidance by context.
-            aggregation: how context images are joined: mean, sum or concat.
+            aggregation: how context images are joined: mean, sum or concat; as the model was trained (mean, unless it
+                is an ablation) when None.
             layout_strength: factor of the layout's residuals, 0 or more; 0 runs no layout encoder.
             layout_start: share of the run, in [0, 1], from which on the layout is heard.
             layout_end: share of the run until which it is heard; not after `layout_start` means no layout.
@@ -318,6 +334,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
             "context_embeds": context_embeds.to(device, self.unet.dtype),
+            "null_context": self._null_like(context_embeds.to(device, self.unet.dtype)),
             "query_map": None,
         }
         if layouts is not None and layout_strength > 0 and layout_start < layout_end:
@@ -369,7 +386,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
-    def _stem(self, query: Tensor | None) -> Tensor | None:
+    def _stem(self, query: Tensor | None) -> Layout | None:
         """The query's features, the same at every step; the query itself where accelerate moves the encoder about."""
         if query is None or hasattr(self.layout_encoder, "_hf_hook"):
             return query
@@ -380,16 +397,18 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         t: Tensor,
         tensors: dict[str, Tensor],
         weights: dict[str, float],
-        query: Tensor | None,
+        query: Layout | None,
         layout_strength: float,
     ) -> Tensor:
         """The guided prediction for the latents; branches whose y are equally long share one UNet call."""
         text, null_text = tensors["prompt_embeds"], tensors["negative_prompt_embeds"]
-        context = tensors["context_embeds"]
+        context, null_context = tensors["context_embeds"], tensors["null_context"]
+        if null_context.shape != context.shape:  # a callback changed the context
+            null_context = self._null_like(context)
         branches = {
             FULL: (text, context),
             CONTEXT_ONLY: (null_text, context),
-            NULL: (null_text, torch.zeros_like(context)),
+            NULL: (null_text, null_context),
         }
         by_length: dict[int, dict[str, Tensor]] = {}
         for name in weights:
@@ -406,8 +425,9 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
                 latents.repeat(rows, 1, 1, 1),
                 t,
                 torch.cat(list(ys.values())),
-                None if query is None else query.repeat(rows, 1, 1, 1),
+                None if query is None else repeat_rows(query, rows),
                 layout_strength,
+                context.shape[1],
             )
             predictions.update(zip(ys, prediction.float().chunk(rows), strict=True))
         return guide(predictions, weights)

@@ -12,9 +12,11 @@ from torch import Tensor
 from .conditioning import encode_text
 from .errors import ContextDiffusionError
 from .images import fit_image, to_pil
+from .layout import query_factor
 from .maps import make_map
 from .model import ContextDiffusion
 from .pipeline_inputs import check_count, check_embeds, check_finite, read_context, read_images, read_prompts
+from .variants import Variant
 from .visual_context import encode_visual_context
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,11 @@ OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
 class EncodingMixin:
     """What `ContextDiffusionPipeline` does before and after its steps; each method works alone, too."""
+
+    @property
+    def variant(self) -> Variant:
+        """What the model does with its visual context in another way than the default."""
+        return Variant.of(self.config.get("model_variant") or {})
 
     def to_model(self) -> ContextDiffusion:
         """The parts as a `ContextDiffusion` that shares their weights: what `save_checkpoint` takes."""
@@ -37,6 +44,7 @@ class EncodingMixin:
             image_encoder=self.image_encoder,
             schedule=self.config.get("schedule"),
             info=self.config.get("info"),
+            variant=self.variant,
         )
 
     def encode_prompt(
@@ -83,7 +91,7 @@ class EncodingMixin:
         self,
         context_images: object,
         context_weights: object = None,
-        aggregation: str = "mean",
+        aggregation: str | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
         """Context images -> projected h^V.
@@ -91,7 +99,7 @@ class EncodingMixin:
         Args:
             context_images: one list of images, shared by the batch, or a list of lists, one for each row.
             context_weights: one number an image.
-            aggregation: mean, sum or concat, see `visual_context.aggregate_tokens`.
+            aggregation: mean, sum or concat, see `visual_context.aggregate_tokens`; the model's own when None.
             device: where to encode; the pipeline's own when None.
 
         Returns:
@@ -102,6 +110,8 @@ class EncodingMixin:
                 makes unequally long.
         """
         device = device or self._execution_device
+        variant = self.variant
+        aggregation = aggregation or variant.aggregation
         rows = self._read_context(context_images, context_weights)
         if self.image_encoder is None and any(images for images, _ in rows):
             raise ContextDiffusionError(
@@ -113,7 +123,14 @@ class EncodingMixin:
                 encoded.append(None)
                 continue
             seen = torch.stack(images)
-            tokens = encode_visual_context(self.image_encoder, seen, weights, aggregation, device=device)
+            tokens = encode_visual_context(
+                self.image_encoder,
+                seen,
+                weights,
+                aggregation,
+                device=device,
+                hidden_state=variant.context_hidden_state,
+            )
             encoded.append(self.projector(tokens.to(device, self.projector.dtype)))
         lengths = {tokens.shape[1] for tokens in encoded if tokens is not None}
         if len(lengths) > 1:
@@ -136,13 +153,24 @@ class EncodingMixin:
                 "the model has no image encoder, so the length of its null context is unknown: "
                 "load one, set context_tokens, or give context_embeds"
             )
+        if self.variant.null_context == "black":
+            if self.image_encoder is None:
+                raise ContextDiffusionError(
+                    "the model's null context is a black image and it has no image encoder: load one"
+                )
+            return self.to_model().null_context(1, n_tokens).to(device, self.unet.dtype)
         width = self.unet.config.cross_attention_dim
         return torch.zeros(1, n_tokens, width, device=device, dtype=self.unet.dtype)
 
+    def _null_like(self, context: Tensor) -> Tensor:
+        """The null context at the length and for the rows of a context (B, N, d_c)."""
+        if self.variant.null_context == "zeros":
+            return torch.zeros_like(context)
+        return self._null_context(context.shape[1], context.device).to(context).expand_as(context)
+
     def _layout_query(self, layouts: list[Tensor], map_name: str, height: int, width: int) -> Tensor:
         """The query at the size that brings the layout encoder to latents of (height, width)."""
-        widths = self.layout_encoder.config.conditioning_embedding_out_channels
-        factor = 2 ** (len(widths) - 1)
+        factor = query_factor(self.layout_encoder)
         fitted = torch.stack([fit_image(image, (height * factor, width * factor)) for image in layouts])
         return make_map(fitted, map_name)
 

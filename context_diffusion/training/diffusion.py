@@ -13,15 +13,19 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.library import EmojiLibrary
 from ..errors import ContextDiffusionError
 from ..latents import encode_images
+from ..layout import pick_rows
 from ..model import ContextDiffusion
 from ..tokenizer import tokenizer_from_json
-from ..visual_context import ContextProjector, clip_preprocess
+from ..visual_context import ContextProjector, clip_preprocess, image_tokens
 from .config import RunConfig
-from .episodes import context_matrix
+from .context import row_contexts
+from .episodes import context_matrix, draw_examples
 from .loop import batch_seed
 from .objective import diffusion_loss, noise_levels
 from .pool import GROUP_SIZE, EpisodePool
 from .preview import preview_grid
+from .vae import load_vae
+from .variants import build_variant, check_variant, freeze_unused
 
 MEMBERS = 4
 
@@ -62,16 +66,29 @@ def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffus
         raise ContextDiffusionError(f"[diffusion] clip = {str(clip)!r}: run the clip stage first ({error})") from error
     width = text_encoder.config.hidden_size
     unet = new_unet(settings, latent_channels, width)
-    return ContextDiffusion(
-        unet,
-        ContextProjector(image_encoder.config.hidden_size, width),
-        layout_encoder=ControlNetModel.from_unet(unet),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        image_encoder=image_encoder,
-        schedule={"prediction_type": settings.get("prediction_type", "flow")},
-        info=settings.get("info", {}),
-    )
+    parts = {
+        "unet": unet,
+        "projector": ContextProjector(image_encoder.config.hidden_size, width),
+        "layout_encoder": ControlNetModel.from_unet(unet),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "image_encoder": image_encoder,
+        "schedule": {"prediction_type": settings.get("prediction_type", "flow")},
+        "info": settings.get("info", {}),
+    }
+    return ContextDiffusion(**build_variant(parts, variant_settings(settings)))
+
+
+def variant_settings(settings: dict) -> dict[str, str | None]:
+    """What the config says of the ablations and the baseline; None where it is silent."""
+    return {
+        "aggregation": settings.get("aggregation"),
+        "cross_attention": settings.get("cross_attention"),
+        "context_hidden_state": settings.get("context_hidden_state"),
+        "null_context": settings.get("null_context"),
+        "layout": settings.get("layout"),
+        "baseline": settings.get("baseline"),
+    }
 
 
 def _digest(module: nn.Module) -> str:
@@ -92,18 +109,20 @@ class DiffusionObjective(nn.Module):
     def forward(self, batch: dict) -> tuple[Tensor, dict]:
         model = self.model
         rows = batch["rows"]
-        pixels = clip_preprocess(batch["images"], model.image_encoder.config.image_size)
-        tokens = model.image_encoder(pixel_values=pixels).last_hidden_state
-        # Section 3.2: the mean over the k context images, token by token; then the projector.
-        context = torch.einsum("ru,und->rnd", batch["context"], tokens)
-        has_context = batch["context"].sum(1).view(-1, 1, 1)
-        context = model.projector(context) * has_context
-        text = model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
-        features = model.encode_query(batch["queries"])[rows]
+        y = model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
+        features = pick_rows(model.encode_query(batch["queries"]), rows)
+        if model.example_encoder is None:
+            pixels = clip_preprocess(batch["images"], model.image_encoder.config.image_size)
+            tokens = image_tokens(model.image_encoder, pixels, model.variant.context_hidden_state)
+            y = model.condition(y, row_contexts(model, tokens, batch["context"]))
+        else:
+            # The baseline: its context is one example pair, which joins the query's features.
+            pairs = model.example_encoder(batch["example_queries"], batch["images"][batch["examples"]])
+            features = features + pairs[rows] * (batch["context"] > 0).any(1).view(-1, 1, 1, 1)
         losses = diffusion_loss(
             model,
             batch["latents"][rows],
-            model.condition(text, context),
+            y,
             features,
             batch["noise"],
             batch["levels"],
@@ -122,9 +141,12 @@ class DiffusionStage:
     """Episodes from the pool; `batch_size` rows of the loss a process and step.
 
     Settings of [diffusion]: `vae` (folder of the vae stage), `clip` (folder of the clip stage), or `start_from` (a
-    checkpoint to go on from); `channels`, `attention`, `head_channels`; `repeats` (noise levels a target),
-    `pool_groups`, `shares` (plain, transformed, reverse), `text_dropout`, `context_dropout`, `query_dropout`,
-    `other_query` (share), `info`.
+    checkpoint to go on from; a `vae` beside it takes the place of the checkpoint's); `channels`, `attention`,
+    `head_channels`; `repeats` (noise levels a target), `pool_groups`, `shares` (plain, transformed, reverse),
+    `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share), `info`. `pool` is the folder of the
+    episode pool, which runs on the same data, VAE, seed and shares may have in common. The ablations: `aggregation`,
+    `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`), `layout` (controlnet,
+    t2i_adapter) and `baseline` (none, prompt_diffusion).
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -142,11 +164,11 @@ class DiffusionStage:
         self.vae = model.vae.eval().requires_grad_(False)
         # The VAE is no part of what is trained and saved at every step.
         model.vae = None
-        self._freeze_unused(model)
+        freeze_unused(model)
         self.module = DiffusionObjective(model).to(memory_format=torch.channels_last)
         size = self.library.size // 8
         self.pool = EpisodePool(
-            Path(config.out) / "pool",
+            Path(settings.get("pool") or Path(config.out) / "pool"),
             self.library,
             settings.get("pool_groups", 700),
             settings.get("shares", {"plain": 0.45, "transformed": 0.47, "reverse": 0.08}),
@@ -161,26 +183,18 @@ class DiffusionStage:
         self.pool.fill(rank, world)
 
     def _load_model(self) -> ContextDiffusion:
-        from diffusers import AutoencoderTiny
-
         settings = self.settings
         if settings.get("start_from"):
             model = load_checkpoint(settings["start_from"], dtype=torch.float32)
+            check_variant(model, variant_settings(settings))
             model.info.update(settings.get("info", {}))
+            if settings.get("vae"):
+                model.vae = load_vae(settings["vae"])
             return model
-        try:
-            vae = AutoencoderTiny.from_pretrained(Path(settings["vae"]) / "vae", local_files_only=True)
-        except (OSError, KeyError) as error:
-            raise ContextDiffusionError(f"[diffusion] vae: run the vae stage first ({error})") from error
+        vae = load_vae(settings.get("vae", ""))
         model = new_model(settings, vae.config.latent_channels, Path(settings.get("clip", "")))
         model.vae = vae
         return model
-
-    @staticmethod
-    def _freeze_unused(model: ContextDiffusion) -> None:
-        """The class token's last norm is behind the last hidden state: nothing here reads it."""
-        vision = getattr(model.image_encoder, "vision_model", model.image_encoder)
-        vision.post_layernorm.requires_grad_(False)
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
@@ -192,14 +206,16 @@ class DiffusionStage:
         settings, pool = self.settings, self.pool
         rows_total = self.config.batch_size
         groups = rows_total // (MEMBERS * self.repeats)
-        images, queries, latents, captions = [], [], [], []
+        images, queries, latents, captions, kinds = [], [], [], [], []
         for group in rng.choice(pool.groups, size=groups, replace=False):
             members = self._members(rng)
             images.append(pool.pictures("images", group, members))
             latents.append(pool.latents(group, members))
             other = rng.random(MEMBERS) < settings.get("other_query", 0.35)
             usual, others = (pool.pictures(name, group, members) for name in ("queries", "other_queries"))
-            queries.append(torch.where(torch.from_numpy(other).view(-1, 1, 1, 1), others, usual))
+            other = torch.from_numpy(other).view(-1, 1, 1, 1)
+            queries.append(torch.where(other, others, usual))
+            kinds.append((usual, others, other))
             texts = pool.captions(group)
             captions += [str(rng.choice(texts[member])) for member in members]
         unique = len(captions)
@@ -210,7 +226,7 @@ class DiffusionStage:
         ).input_ids
         dropped = torch.rand(rows_total, generator=generator) < settings.get("text_dropout", 0.45)
         latents = torch.cat(latents)
-        return {
+        batch = {
             "rows": rows,
             "images": torch.cat(images),
             "queries": torch.cat(queries).contiguous(memory_format=torch.channels_last),
@@ -222,6 +238,14 @@ class DiffusionStage:
             "noise": torch.randn(rows_total, *latents.shape[1:], generator=generator),
             "levels": noise_levels(rows_total, generator),
         }
+        if self.module.model.example_encoder is not None:
+            # Drawn last, so that everything else is as without the baseline.
+            examples = draw_examples(unique, MEMBERS, generator)
+            usual, others, other = (torch.cat(parts) for parts in zip(*kinds, strict=True))
+            # The example's query is of the kind that the target's query is of.
+            batch["examples"] = examples
+            batch["example_queries"] = torch.where(other, others[examples], usual[examples])
+        return batch
 
     def _members(self, rng: np.random.Generator) -> np.ndarray:
         """Four of a group: often a run of one subgroup (see `draw_keys`), else any."""
@@ -236,12 +260,14 @@ class DiffusionStage:
             model.unet,
             model.projector,
             layout_encoder=model.layout_encoder,
+            example_encoder=model.example_encoder,
             vae=self.vae,
             text_encoder=model.text_encoder,
             tokenizer=model.tokenizer,
             image_encoder=model.image_encoder,
             schedule=model.schedule,
             info=model.info,
+            variant=model.variant,
         )
 
     def sample(self) -> Tensor:

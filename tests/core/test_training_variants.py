@@ -1,0 +1,107 @@
+"""Training of each ablation and of the baseline: it learns, it resumes, and its file says what it is."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.training.diffusion import MEMBERS, DiffusionStage
+from context_diffusion.training.episodes import draw_examples
+from context_diffusion.training.loop import train
+
+from .tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
+from .tiny_variants import VARIANTS
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("variants")
+    return write_tiny_data(root / "data"), write_tiny_encoders(root / "encoders"), root / "pool"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config_of(folders, out, name, **values):
+    data, encoders, pool = folders
+    config = diffusion_config(data, encoders, out, **values)
+    # One pool for all: what is drawn does not depend on the variant.
+    config.settings.update(VARIANTS.get(name, {}), pool=str(pool))
+    return config
+
+
+@torch.no_grad()
+def loss_now(stage):
+    """On batches that no step of a test sees."""
+    return sum(float(stage.module(stage.batch(step, 0, 1))[0]) for step in (900, 901))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_thirty_steps_lower_the_loss(folders, tmp_path, name):
+    config = config_of(folders, tmp_path, name, steps=30, learning_rate=3e-3)
+    stage = DiffusionStage(config)
+    stage.prepare(0, 1)
+    before = loss_now(stage)
+    trained = {key for key, value in stage.module.named_parameters() if value.requires_grad}
+    start = {key: value.clone() for key, value in stage.module.named_parameters()}
+    train(config, stage)
+    assert loss_now(stage) < 0.9 * before
+    # Every weight that is trained has moved: none is left without a gradient, which several processes would not bear.
+    still = [key for key, value in stage.module.named_parameters() if key in trained and torch.equal(value, start[key])]
+    assert still == []
+    model = load_checkpoint(tmp_path / "tiny.safetensors")
+    assert model.variant == stage.module.model.variant
+    assert (model.example_encoder is None) == (name != "prompt_diffusion")
+    assert type(model.layout_encoder) is type(stage.module.model.layout_encoder)
+
+
+@pytest.mark.parametrize("name", ["decoupled", "prompt_diffusion"])
+def test_a_resumed_run_ends_in_the_same_bits(folders, tmp_path, name):
+    for folder, stops in (("whole", (None,)), ("broken", (2, None))):
+        for stop in stops:
+            config = config_of(folders, tmp_path / folder, name, steps=4, sample_every=4 if folder == "whole" else 0)
+            train(config, DiffusionStage(config), stop_after=stop)
+    for file in ("state.safetensors", "tiny.safetensors"):
+        one, other = (load_file(tmp_path / folder / file) for folder in ("whole", "broken"))
+        assert one.keys() == other.keys()
+        assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    # The baseline's sample grid was shown example pairs.
+    assert len(list((tmp_path / "whole" / "samples").iterdir())) == 1
+
+
+def test_an_example_is_another_picture_of_the_group():
+    for seed in range(40):
+        examples = draw_examples(12, 4, torch.Generator().manual_seed(seed))
+        assert examples.shape == (12,)
+        assert all(one != index and one // 4 == index // 4 for index, one in enumerate(examples.tolist()))
+    drawn = torch.stack([draw_examples(4, 4, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    assert all(set(column.tolist()) == set(range(4)) - {index} for index, column in enumerate(drawn.T))
+
+
+def test_the_baseline_sees_what_the_model_sees_and_pairs_of_one_kind(folders, tmp_path):
+    """The same batch; the example's query is made as the target's is."""
+    stages = {
+        name: DiffusionStage(config_of(folders, tmp_path / name, name)) for name in ("default", "prompt_diffusion")
+    }
+    for stage in stages.values():
+        stage.prepare(0, 1)
+        # Queries by their kind alone: 0 is the usual one, 1 the other.
+        pool, pictures = stage.pool, stage.pool.pictures
+        pool.pictures = lambda kind, group, members, pictures=pictures: (
+            pictures(kind, group, members) if kind == "images" else torch.full((4, 3, 64, 64), kind != "queries") * 1.0
+        )
+    kinds = set()
+    for step in range(6):
+        default, baseline = (stage.batch(step, 0, 1) for stage in stages.values())
+        assert set(baseline) - set(default) == {"examples", "example_queries"}
+        for name, value in default.items():
+            assert torch.equal(value, baseline[name]), name
+        assert torch.equal(baseline["queries"], baseline["example_queries"])
+        assert len(baseline["examples"]) == len(baseline["images"]) and len(baseline["images"]) % MEMBERS == 0
+        kinds |= set(baseline["queries"].unique().tolist())
+    assert kinds == {0.0, 1.0}
