@@ -7,6 +7,7 @@ import logging
 
 from ..evaluation.__main__ import add_arguments
 from ..evaluation.__main__ import run as run_protocol
+from ..evaluation.table import command as table_command
 from ..pretrained import find_model
 from .outputs import check_writable
 from .parser import new_command
@@ -15,10 +16,22 @@ _EPILOG = """\
 A run that was stopped goes on where it was. Two processes share the work when one gets --shard 0/2 and
 the other --shard 1/2; the figures are written to OUT by the one that finds every image there.
 """
+_TABLE_EPILOG = """\
+examples:
+  context-diffusion evaluate table --model emoji-128 --data data/emoji --squeezenet squeezenet.safetensors \\
+      --out out --quick
+      a small table in minutes
+  context-diffusion evaluate table --model emoji-128 --data data/emoji --squeezenet squeezenet.safetensors \\
+      --out out --plan
+      how many images the whole table takes, and how long
+
+docs/evaluation.md defines every figure. A run that was stopped goes on where it was. Two processes share the
+work when one gets --shard 0/2 and the other --shard 1/2; the one that finds every image there writes the tables.
+"""
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """Add `evaluate heldout`."""
+    """Add `evaluate heldout` and `evaluate table`."""
     parser = commands.add_parser("evaluate", help="measure a model", description="Measure a model.")
     protocols = parser.add_subparsers(title="protocols", metavar="NAME", required=True)
     heldout = new_command(
@@ -30,6 +43,15 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
     )
     add_arguments(heldout)
+    table = new_command(
+        protocols,
+        "table",
+        run_table,
+        help="the paper's table: tasks, settings, numbers of context images, controls, a second model",
+        description="Make images of held-out emoji for every task in every setting and measure them.",
+        epilog=_TABLE_EPILOG,
+    )
+    table_command.add_arguments(table)
 
 
 def run_heldout(arguments: argparse.Namespace) -> int:
@@ -38,4 +60,15 @@ def run_heldout(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out / "heldout.md")
     logging.getLogger("context_diffusion").setLevel(logging.INFO)
     run_protocol(arguments)
+    return 0
+
+
+def run_table(arguments: argparse.Namespace) -> int:
+    """Make the table, or this shard of it."""
+    arguments.model = find_model(arguments.model)
+    if arguments.against:
+        arguments.against = find_model(arguments.against)
+    check_writable(arguments.out / "table.md")
+    logging.getLogger("context_diffusion").setLevel(logging.INFO)
+    table_command.run(arguments)
     return 0

@@ -56,13 +56,13 @@ def run(options: argparse.Namespace) -> bool:
 
     from ..checkpoint import load_checkpoint
     from ..data.library import EmojiLibrary
+    from ..feature_weights import fetch_feature_weights
+    from ..features import EfficientNetLite0Features, load_squeezenet
+    from ..flow_sampler import FlowSampler
     from .encoder_probes import probe_encoder
-    from .features import EfficientNetLite0Features, load_squeezenet
-    from .fetch import fetch_feature_weights
     from .grid import write_heldout_grid
     from .heldout import generate_heldout
     from .protocol import heldout_cases
-    from .sampling import FlowSampler
     from .summary import fit_judges, summarise
     from .tables import write_report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
-from ..files import write_atomically
+from ..flow_sampler import Sampler, SamplingBatch
+from .chunks import claim_folder, load_chunks, save_chunk
 from .protocol import PART_SETTINGS, PARTS, Case, cases_digest, contexts, queries, truths
-from .sampling import Sampler, SamplingBatch
 
 if TYPE_CHECKING:
     from ..data.library import EmojiLibrary
@@ -97,25 +96,20 @@ def generate_heldout(
     Raises:
         ContextDiffusionError: a bad shard, or a folder of another model or protocol.
     """
-    from safetensors.torch import save
     from tqdm import tqdm
 
     index, total = shard
     if not 0 <= index < total:
         raise ContextDiffusionError(f"shard is {index}/{total}: give i/n with 0 <= i < n")
     out = Path(out)
-    _claim(out, {"fingerprint": fingerprint, "cases": cases_digest(cases), "batch_size": batch_size})
+    claim_folder(out, {"fingerprint": fingerprint, "cases": cases_digest(cases), "batch_size": batch_size})
     chunks = list(protocol_chunks(cases, seeds, batch_size))
     mine = [chunk for chunk in chunks[index::total] if not (out / chunk.file).exists()]
     by_part = {part: [case for case in cases if case.part == part] for part in PARTS}
     hide = None if progress is None else not progress
     with tqdm(total=sum(c.stop - c.start for c in mine), unit="image", desc="held-out", disable=hide) as bar:
         for chunk in mine:
-            images = make_chunk(model, sampler, library, by_part[chunk.part], chunk)
-            pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
-            # Renamed when whole: a killed run leaves no chunk that only looks finished.
-            with write_atomically(out / chunk.file) as scratch:
-                scratch.write_bytes(save({"images": pixels}))
+            save_chunk(out / chunk.file, make_chunk(model, sampler, library, by_part[chunk.part], chunk))
             bar.update(chunk.stop - chunk.start)
     return all((out / chunk.file).exists() for chunk in chunks)
 
@@ -162,32 +156,9 @@ def load_images(
     Raises:
         ContextDiffusionError: chunks are missing.
     """
-    from safetensors.torch import load_file
-
     files = [
         Path(out) / chunk.file
         for chunk in protocol_chunks(cases, seed + 1, batch_size)
         if (chunk.part, chunk.setting, chunk.seed) == (part, setting, seed)
     ]
-    missing = [file.name for file in files if not file.exists()]
-    if missing:
-        raise ContextDiffusionError(
-            f"{out} lacks {len(missing)} of {len(files)} files of {part}, {setting}, seed {seed} "
-            f"(first {missing[0]}): run the generation again, it goes on where it stopped"
-        )
-    return torch.cat([load_file(file)["images"] for file in files])
-
-
-def _claim(out: Path, facts: dict) -> None:
-    """Write down whose results the folder holds, or check it."""
-    path = out / "run.json"
-    if path.exists():
-        held = json.loads(path.read_text())
-        if held != facts:
-            differing = ", ".join(name for name in facts if held.get(name) != facts[name])
-            raise ContextDiffusionError(
-                f"{out} holds results of another run ({differing} differ): give another folder, or empty it"
-            )
-        return
-    with write_atomically(path) as scratch:
-        scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return load_chunks(files, f"{part}, {setting}, seed {seed}")

@@ -148,7 +148,23 @@ def kid_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """KID between generated images and their truths, resampled over groups in pairs.
+    """KID between generated images and their truths, resampled over groups in pairs; see `kid_draws`.
+
+    Args:
+        first: features of generated images (n, d); (m, n, d) for m seeds, whose KIDs are averaged.
+        second: features of the truths (n, d), aligned with `first`.
+        groups: the group of each row.
+        samples: resamples.
+        seed: of the resamples.
+        level: of the interval, 0 to 1.
+    """
+    return _interval(*kid_draws(first, second, groups, samples=samples, seed=seed), level)
+
+
+def kid_draws(
+    first: Tensor, second: Tensor, groups: Sequence[str], *, samples: int = 500, seed: int = 0, own_pairs: bool = True
+) -> tuple[Tensor, Tensor]:
+    """KID from the data as they are, and from every bootstrap resample.
 
     A sample drawn twice is never compared with its own copy, as the unbiased estimate leaves out the
     diagonal; with its own truth it is compared as often as it was drawn. Squares of the weights there would
@@ -160,7 +176,11 @@ def kid_interval(
         groups: the group of each row.
         samples: resamples.
         seed: of the resamples.
-        level: of the interval, 0 to 1.
+        own_pairs: whether an output is compared with its own truth, which it resembles: with few samples that
+            lowers the value. Without, it is the U-statistic over pairs of (output, truth), unbiased for them.
+
+    Returns:
+        (value, draws), float64, shapes () and (samples,).
     """
     first = first[None] if first.ndim == 2 else first
     if first.ndim != 3 or first.shape[1:] != second.shape:
@@ -181,8 +201,9 @@ def kid_interval(
     own = weights @ across.diagonal()
     across = across - across.diagonal().diag()
     values = ((weights @ within) * weights).sum(1) / pairs
-    values = values - 2.0 * (((weights @ across) * weights).sum(1) + own) / (pairs + total)
-    return _interval(values[0], values[1:], level)
+    crossed = ((weights @ across) * weights).sum(1)
+    values = values - 2.0 * ((crossed + own) / (pairs + total) if own_pairs else crossed / pairs)
+    return values[0], values[1:]
 
 
 def _pooled(

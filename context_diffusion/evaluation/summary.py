@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..features import EfficientNetLite0Features, SqueezeNetFeatures, embed_images
 from .color import Regions, color_deviation, color_regions, palette_distance
-from .features import EfficientNetLite0Features, SqueezeNetFeatures, embed_images
 from .heldout import load_images
 from .layout import edge_f1, edges
 from .metrics import psnr, squared_error, ssim
 from .probes import LinearProbe, fit_probe
 from .protocol import PART_SETTINGS, PARTS, Case, foregrounds, truths
 from .statistics import Interval, kid_interval, mean_interval, ratio_of_means, rmse_interval, rmse_ratio
+from .workers import parallel_map
 
 if TYPE_CHECKING:
     from ..data.library import EmojiLibrary
@@ -129,15 +127,8 @@ def summarise(
         for setting in ("real", "vae", *PART_SETTINGS[part])
     ]
     hide = None if progress is None else not progress
-    with ExitStack() as stack:
-        run = map
-        if workers > 1:
-            # Processes side by side share the cores better than threads inside one do.
-            pool = ProcessPoolExecutor(
-                workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(measurer,)
-            )
-            measurer, run = _measure_in_worker, stack.enter_context(pool).map
-        found = list(tqdm(run(measurer, tasks), desc="measure", total=len(tasks), disable=hide))
+    with parallel_map(measurer, workers) as run:
+        found = list(tqdm(run(tasks), desc="measure", total=len(tasks), disable=hide))
     report = {}
     for part in parts:
         chosen = [case for case in cases if case.part == part]
@@ -175,18 +166,6 @@ class _Measurer:
             return reference.measure(reference.truth[None])
         runs = [load_images(self.out, self.cases, part, setting, seed, self.batch_size) for seed in range(seeds)]
         return reference.measure(torch.stack(runs), similarity=setting == "vae")
-
-
-_in_worker: list[_Measurer] = []
-
-
-def _start_worker(measurer: _Measurer) -> None:
-    torch.set_num_threads(1)
-    _in_worker[:] = [measurer]
-
-
-def _measure_in_worker(task: tuple[str, str, int]) -> Measured:
-    return _in_worker[0](task)
 
 
 class _Reference:

@@ -53,7 +53,7 @@ def markdown(report: dict) -> str:
         ]
         settings = found["settings"]
         columns = [name for name in _COLUMNS if any(name in figures for figures in settings.values())]
-        lines += _table(
+        lines += format_table(
             ["setting", *(_COLUMNS[name] for name in columns)],
             [
                 [
@@ -64,7 +64,7 @@ def markdown(report: dict) -> str:
                 if row in settings
             ],
         )
-        lines += _table(
+        lines += format_table(
             ["ratio", ""], [[name, format_figure(value)] for name, value in found["ratios"].items()]
         )
     if "probes" in report:
@@ -73,7 +73,7 @@ def markdown(report: dict) -> str:
         rows = [
             [label, *(format_figure(found[s]) for s in sources)] for label, found in report["probes"].items()
         ]
-        lines += _table(["label", *sources], rows)
+        lines += format_table(["label", *sources], rows)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -86,6 +86,7 @@ def write_report(report: dict, folder: str | Path) -> tuple[Path, Path]:
     return paths
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def format_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table as lines, an empty one at its end."""
     lines = [head, ["---"] * len(head), *rows]
     return [*("| " + " | ".join(cells) + " |" for cells in lines), ""]

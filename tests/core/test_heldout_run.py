@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from context_diffusion import features
 from context_diffusion.checkpoint import save_checkpoint
-from context_diffusion.evaluation import encoder_probes, features, summary
+from context_diffusion.evaluation import encoder_probes, summary
 from context_diffusion.evaluation.__main__ import main
-from context_diffusion.evaluation.features import SqueezeNetFeatures
 from context_diffusion.evaluation.grid import LABELS
 from context_diffusion.evaluation.protocol import PART_SETTINGS, SETTING_NAMES
+from context_diffusion.features import SqueezeNetFeatures
 from context_diffusion.images import image_grid
 
 from .tiny import tiny_model

@@ -1,0 +1,71 @@
+"""Generated images on disk: whole files of a few images each, in a folder that belongs to one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ContextDiffusionError
+from ..files import write_atomically
+
+
+def claim_folder(out: Path, facts: dict) -> None:
+    """Write down whose results a folder holds, or check it.
+
+    Args:
+        out: the folder; made when it is not there.
+        facts: what all results in it have in common, JSON values.
+
+    Raises:
+        ContextDiffusionError: the folder holds results of other facts.
+    """
+    path = out / "run.json"
+    if path.exists():
+        held = json.loads(path.read_text())
+        if held != facts:
+            differing = ", ".join(name for name in facts if held.get(name) != facts[name])
+            raise ContextDiffusionError(
+                f"{out} holds results of another run ({differing} differ): give another folder, or empty it"
+            )
+        return
+    with write_atomically(path) as scratch:
+        scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [0, 1] -> uint8, rounded, on the CPU."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
+
+
+def save_chunk(path: Path, images: Tensor) -> None:
+    """Write images (B, 3, H, W) in [0, 1] as uint8 pixels, one safetensors file."""
+    from safetensors.torch import save
+
+    # Renamed when whole: a killed run leaves no chunk that only looks finished.
+    with write_atomically(path) as scratch:
+        scratch.write_bytes(save({"images": to_pixels(images)}))
+
+
+def load_chunks(files: Sequence[Path], what: str) -> Tensor:
+    """The images of several files one after the other, uint8 (n, 3, H, W).
+
+    Args:
+        files: in order.
+        what: names them in the error.
+
+    Raises:
+        ContextDiffusionError: files are missing.
+    """
+    from safetensors.torch import load_file
+
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise ContextDiffusionError(
+            f"{files[0].parent} lacks {len(missing)} of {len(files)} files of {what} "
+            f"(first {missing[0]}): run the generation again, it goes on where it stopped"
+        )
+    return torch.cat([load_file(file)["images"] for file in files])
