@@ -1,4 +1,7 @@
-"""Context Diffusion as a ComfyUI custom node pack: this folder is what ComfyUI loads.
+"""Context Diffusion as a ComfyUI custom node pack: this folder is what ComfyUI loads."""
 
-The nodes come with a later release. Importing this must stay cheap: neither diffusers nor transformers here.
-"""
+from .nodes import comfy_entrypoint
+
+WEB_DIRECTORY = "./web"
+
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

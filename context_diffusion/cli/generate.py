@@ -63,8 +63,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     what.add_argument(
         "--aggregation",
         choices=AGGREGATION_NAMES,
-        default="mean",
-        help="how context images are joined (mean)",
+        help="how context images are joined (as the model was trained: mean)",
     )
     what.add_argument("--query", type=Path, metavar="IMAGE", help="image whose layout to keep")
     what.add_argument(

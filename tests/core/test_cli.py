@@ -370,7 +370,7 @@ def test_missing_extra_names_what_to_install(monkeypatch, capsys, tmp_path):
 def test_squeezenet_weights_are_fetched_once(monkeypatch, capsys, tmp_path):
     from safetensors.torch import save_file
 
-    from context_diffusion.evaluation.features import SqueezeNetFeatures
+    from context_diffusion.features import SqueezeNetFeatures
 
     fetched = []
 
@@ -378,7 +378,7 @@ def test_squeezenet_weights_are_fetched_once(monkeypatch, capsys, tmp_path):
         fetched.append(out)
         save_file(SqueezeNetFeatures().state_dict(), out)
 
-    monkeypatch.setattr("context_diffusion.evaluation.fetch.fetch_feature_weights", fetch)
+    monkeypatch.setattr("context_diffusion.feature_weights.fetch_feature_weights", fetch)
     out = tmp_path / "squeezenet.safetensors"
     assert main(["data", "squeezenet", "--out", str(out)]) == 0
     assert main(["data", "squeezenet", "--out", str(out)]) == 0

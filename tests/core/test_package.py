@@ -68,9 +68,9 @@ def project():
 def test_every_data_file_goes_into_the_wheel():
     patterns = project()["tool"]["setuptools"]["package-data"]
     listed = subprocess.run(
-        ["git", "ls-files", "context_diffusion"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.split()
-    files = [Path(name) for name in listed if not name.endswith(".py")]
+        ["git", "ls-files", "-z", "context_diffusion"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split("\0")
+    files = [Path(name) for name in listed if name and not name.endswith(".py")]
     if not files:
         pytest.skip("not a git checkout")
     for file in files:

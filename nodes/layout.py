@@ -1,0 +1,224 @@
+"""The query image: its map, and the layout encoder that follows it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+_CATEGORY = "Context Diffusion"
+# What the list shows, and the core's name for it.
+_MAPS = {
+    "none": "none",
+    "canny": "canny",
+    "soft edge": "softedge",
+    "segmentation": "segmentation",
+    "depth": "depth",
+    "normal": "normal",
+    "scribble": "scribble",
+}
+_MAP_TOOLTIP = (
+    "What the image is reduced to. none: it is a map already; canny: thin lines; soft edge: grey edges; segmentation: "
+    "flat regions; depth and normal: of the silhouette, blown up; scribble: thick lines."
+)
+
+
+def _map_size_input(automatic: str) -> io.Int.Input:
+    return io.Int.Input(
+        "map_size",
+        default=0,
+        min=0,
+        max=8192,
+        step=8,
+        optional=True,
+        advanced=True,
+        tooltip=f"Shorter side of the map in pixels: best the size of the image to be made, since lines are so many "
+        f"pixels wide. 0: {automatic}.",
+    )
+
+
+class ContextDiffusionApplyQueryLayout(io.ComfyNode):
+    """The query q: its map into every branch, so that guidance never steers away from the layout."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ContextDiffusionApplyQueryLayout",
+            display_name="Apply Query Layout",
+            category=_CATEGORY,
+            description="Makes a map of the query image and lets the layout encoder follow it. It is Apply ControlNet "
+            "with the map built in and with the third conditioning of the Context Diffusion Sampler.",
+            search_aliases=[
+                "context diffusion",
+                "query image",
+                "layout",
+                "controlnet",
+                "apply controlnet",
+                "canny",
+                "soft edge",
+                "structure",
+                "edges",
+            ],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="positive of Combine Text and Visual Context."),
+                io.Conditioning.Input("negative", tooltip="negative of Combine Text and Visual Context."),
+                io.Conditioning.Input(
+                    "context_only", optional=True, tooltip="context_only of Combine Text and Visual Context."
+                ),
+                io.ControlNet.Input(
+                    "control_net",
+                    tooltip="The layout encoder: CONTROL_NET of Load Context Diffusion, or a ControlNet for the model.",
+                ),
+                io.Image.Input("image", tooltip="The query: the image whose layout to follow, or a map of it."),
+                io.Combo.Input("map", options=list(_MAPS), default="soft edge", tooltip=_MAP_TOOLTIP),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How closely the layout is followed. 0 is exactly as without this node.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    advanced=True,
+                    tooltip="Share of the sampling from which on the layout is followed.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    advanced=True,
+                    tooltip="Share of the sampling until which the layout is followed. Not after the start: never.",
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Only for control models that read latents (SD3, Flux and the like)."
+                ),
+                _map_size_input("the size that the layout encoder was trained at, else the image's own"),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", tooltip="positive with the layout."),
+                io.Conditioning.Output(
+                    "context_only", tooltip="context_only with the layout; empty when none is connected."
+                ),
+                io.Conditioning.Output("negative", tooltip="negative with the layout."),
+                io.Image.Output("map", tooltip="The map that the layout encoder is shown."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive,
+        negative,
+        control_net,
+        image,
+        map,
+        strength,
+        start_percent,
+        end_percent,
+        context_only=None,
+        vae=None,
+        map_size=0,
+    ) -> io.NodeOutput:
+        from .checks import check_conditioning
+        from .model_checks import check_control_net
+
+        branches = {"positive": positive, "context_only": context_only, "negative": negative}
+        connected = {name: branch for name, branch in branches.items() if branch is not None}
+        for name, branch in connected.items():
+            check_conditioning(branch, name)
+        check_control_net(control_net, connected, vae)
+        if not map_size and map != "none":
+            # Only our layout encoders know it.
+            map_size = getattr(getattr(control_net, "control_model", None), "map_size", 0)
+        shown = _make_map(image, map, map_size)
+        if strength != 0 and start_percent < end_percent:
+            connected = _apply(connected, control_net, shown, strength, (start_percent, end_percent), vae)
+        return io.NodeOutput(connected["positive"], connected.get("context_only"), connected["negative"], shown)
+
+
+def _apply(branches, control_net, image, strength, span, vae):
+    """The control model behind whatever control models the entries have already.
+
+    Entries with the same history share one copy: the host runs only those in one model call.
+    """
+    copies = {}
+
+    def with_control(options):
+        previous = options.get("control")
+        if previous not in copies:
+            control = control_net.copy().set_cond_hint(image.movedim(-1, 1), strength, span, vae=vae)
+            copies[previous] = control.set_previous_controlnet(previous)
+        return {**options, "control": copies[previous], "control_apply_to_uncond": False}
+
+    return {name: [[tokens, with_control(options)] for tokens, options in branch] for name, branch in branches.items()}
+
+
+def _make_map(image, name, size):
+    """IMAGE -> the map as an IMAGE (B, H, W, 3), its shorter side at `size` unless that is 0."""
+    from ..context_diffusion.errors import ContextDiffusionError
+    from ..context_diffusion.images import fit_image
+    from ..context_diffusion.maps import make_map
+    from .checks import rgb_images
+
+    image = rgb_images(image, "image")
+    height, width = image.shape[1:3]
+    if name == "none" and size in (0, min(height, width)):
+        return image
+    pixels = image.clamp(0, 1).movedim(-1, 1)
+    if size:
+        scale = size / min(height, width)
+        pixels = fit_image(pixels, (round(height * scale), round(width * scale)), "stretch")
+    try:
+        return make_map(pixels, _MAPS[name]).movedim(1, -1).contiguous()
+    except ModuleNotFoundError as error:
+        package = "scikit-image" if error.name == "skimage" else error.name
+        raise ContextDiffusionError(
+            f"the map {name} needs the Python package {package}, which this ComfyUI does not have: install it "
+            f"(python -m pip install {package}) or choose another map"
+        ) from error
+
+
+class ContextDiffusionLayoutMap(io.ComfyNode):
+    """A map alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ContextDiffusionLayoutMap",
+            display_name="Layout Map",
+            category=_CATEGORY,
+            description="Makes a map of each image: to look at it, to give it to another ControlNet node, or as a "
+            "context image when the task is to turn an image into a map.",
+            search_aliases=[
+                "context diffusion",
+                "preprocessor",
+                "canny",
+                "soft edge",
+                "hed",
+                "segmentation",
+                "depth",
+                "normal",
+                "scribble",
+                "edges",
+                "lineart",
+            ],
+            inputs=[
+                io.Image.Input("image", tooltip="One image or a batch."),
+                io.Combo.Input("map", options=list(_MAPS), default="soft edge", tooltip=_MAP_TOOLTIP),
+                _map_size_input("the image's own size"),
+            ],
+            outputs=[io.Image.Output("map", tooltip="The maps, one for each image.")],
+        )
+
+    @classmethod
+    def execute(cls, image, map, map_size=0) -> io.NodeOutput:
+        return io.NodeOutput(_make_map(image, map, map_size))
+
+
+NODES = [ContextDiffusionApplyQueryLayout, ContextDiffusionLayoutMap]
