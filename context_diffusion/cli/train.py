@@ -16,7 +16,7 @@ Watch it with `tensorboard --logdir OUT/logs`; grids of samples are in OUT/sampl
 """
 
 # Options that replace values of the config and are passed on to every process.
-_PASSED_ON = ("steps", "out", "data", "seed", "threads", "stop_after")
+_PASSED_ON = ("steps", "out", "data", "seed", "threads", "precision", "stop_after")
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -36,6 +36,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--processes", type=whole_number(1), metavar="N", help="processes that average their gradients"
     )
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads of each process")
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="fp32, bf16 (autocast), or bf16_matmul: linear and convolution layers alone in bf16, "
+        "the fast one on a CPU with bf16 instructions",
+    )
     parser.add_argument("--steps", type=whole_number(1), metavar="N", help="optimizer steps in all")
     parser.add_argument(
         "--stop-after", type=whole_number(1), metavar="N", help="leave after this step, with the state saved"

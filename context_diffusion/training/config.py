@@ -16,13 +16,14 @@ else:
     import tomli as tomllib
 
 STAGES = ("vae", "clip", "diffusion")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "bf16_matmul")
 
 # The names in each stage's own table; the stages' classes say what they mean. A name with names of its own is a
 # table, an empty tuple one that takes any names.
 SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "vae": {
         **dict.fromkeys(("latent_channels", "encoder_blocks", "decoder_blocks", "crop", "transformed", "noise")),
+        **dict.fromkeys(("start_from", "train_encoder")),
         "feature_weights": None,
         "weights": ("l2", "gradient", "features"),
     },
@@ -35,7 +36,9 @@ SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "diffusion": {
         **dict.fromkeys(("vae", "clip", "start_from", "prediction_type")),
         **dict.fromkeys(("channels", "attention", "head_channels", "sample_size", "repeats", "pool_groups")),
-        **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query")),
+        **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query", "pool")),
+        **dict.fromkeys(("aggregation", "cross_attention", "context_hidden_state", "null_context")),
+        **dict.fromkeys(("layout", "baseline")),
         "shares": ("plain", "transformed", "reverse"),
         "info": (),
     },
@@ -58,7 +61,8 @@ class RunConfig:
         weight_decay: decoupled, of the weight matrices.
         grad_clip: largest gradient norm.
         ema_decay: decay of the averaged weights, which are the stage's result.
-        precision: `fp32` or `bf16` (autocast).
+        precision: `fp32`, `bf16` (autocast) or `bf16_matmul` (linear and convolution layers alone in bf16: the fast
+            one on a CPU with bf16 instructions).
         seed: of weights, batches and noise.
         processes: data-parallel processes; gradients are averaged.
         threads: CPU threads a process.
@@ -90,6 +94,9 @@ class RunConfig:
 def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:
     """Read a stage's TOML file.
 
+    A file may begin with `base = "other.toml"`, a path from its own folder: it then says only what it has other than
+    that file.
+
     Args:
         path: the file; relative folders in it are taken from the current folder.
         overrides: values of the [run] table that replace the file's, None ones left out.
@@ -98,12 +105,7 @@ def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:
         ContextDiffusionError: unreadable file, unknown or missing names, or values of the wrong type or range.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ContextDiffusionError(f"cannot read the config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ContextDiffusionError(f"{path} is not TOML: {error}") from error
+    table = _read(path)
     run = dict(_table(path, "run", table.get("run", {})))
     run.update({name: value for name, value in (overrides or {}).items() if value is not None})
     known = {item.name: item for item in fields(RunConfig) if item.name != "settings"}
@@ -132,6 +134,33 @@ def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:
             inner = _table(path, f"{stage}.{name}", settings[name])
             _check_names(path, f"{stage}.{name}", inner, names or inner)
     return RunConfig(**run, settings=settings)
+
+
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
+    """The tables of a file on top of those of its bases."""
+    if path.resolve() in readers:
+        raise ContextDiffusionError(f"{path} is a base of itself")
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ContextDiffusionError(f"cannot read the config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ContextDiffusionError(f"{path} is not TOML: {error}") from error
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ContextDiffusionError(f"{path}: base is {base!r}, expected the path of another config")
+    return _on_top(_read(path.parent / base, (*readers, path.resolve())), table)
+
+
+def _on_top(below: dict, above: dict) -> dict:
+    """Both, `above` where they differ; tables are joined name by name."""
+    joined = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(name), dict)
+        joined[name] = _on_top(below[name], value) if both else value
+    return joined
 
 
 def _table(path: Path, name: str, value: object) -> dict:

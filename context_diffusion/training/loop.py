@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .config import RunConfig
 from .optimizer import MuonAdamW
+from .precision import multiply_in_bf16
 from .state import load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
         torch.set_num_threads(config.threads)
     # Gradients as views into the buckets that are averaged: one copy less a step.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    precision = {"fp32": "no", "bf16": "bf16"}[config.precision]
+    precision = "bf16" if config.precision == "bf16" else "no"
     # Left to itself accelerate takes the processes of a machine without an accelerator for runs of one process each.
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, kwargs_handlers=[ddp])
@@ -84,9 +85,15 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
         stage.prepare(rank, world)
         accelerator.wait_for_everyone()
     module = stage.module.to(accelerator.device)
+    multiply = torch.float32
+    if config.precision == "bf16_matmul":
+        multiply = torch.bfloat16
+        multiply_in_bf16(module)
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     ema = {name: value.detach().clone() for name, value in trained.items()}
-    optimizer = MuonAdamW(trained.items(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = MuonAdamW(
+        trained.items(), lr=config.learning_rate, weight_decay=config.weight_decay, dtype=multiply
+    )
     state_file = out / "state.safetensors"
     first = load_state(state_file, module, ema, optimizer) if state_file.exists() else 0
     wrapped = accelerator.prepare(module) if world > 1 else module

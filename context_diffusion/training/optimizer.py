@@ -29,6 +29,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: Muon's, with Nesterov's look ahead.
         weight_decay: decoupled, of matrices only.
         steps: Newton-Schulz steps.
+        dtype: what they multiply in; bf16 is exact enough (the polynomial corrects itself) and on many CPUs faster.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         steps: int = 5,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.dtype = dtype
         matrices, others = [], []
         for name, parameter in parameters:
             (matrices if _is_matrix(name, parameter) else others).append(parameter)
@@ -72,7 +75,8 @@ class MuonAdamW(torch.optim.Optimizer):
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
             if index % world == rank:
                 ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                update.copy_(orthogonalize(ahead, group["steps"]).mul_(0.2 * max(ahead.shape) ** 0.5).flatten())
+                update.copy_(orthogonalize(ahead, group["steps"], self.dtype).flatten())
+                update.mul_(0.2 * max(ahead.shape) ** 0.5)
         if world > 1:
             dist.all_reduce(updates)
         for parameter, update in zip(parameters, slices, strict=True):
@@ -95,19 +99,20 @@ class MuonAdamW(torch.optim.Optimizer):
         parameter.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - beta1**count))
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix with its singular values brought near 1 (Newton-Schulz).
 
     Args:
         matrix: (m, n).
         steps: iterations; five give values between about 0.7 and 1.2.
+        dtype: what they multiply in.
 
     Returns:
-        (m, n).
+        (m, n), of that dtype.
     """
     a, b, c = _QUINTIC
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + 1e-7)
+    x = (wide / (wide.norm() + 1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

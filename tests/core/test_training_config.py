@@ -123,3 +123,46 @@ def test_the_configs_of_the_bundled_model_are_in_order():
     folder = Path(__file__).parents[2] / "configs" / "emoji-128"
     stages = [load_config(path).stage for path in sorted(folder.glob("*.toml"))]
     assert stages == ["vae", "clip", "diffusion"]
+
+
+def test_a_base_is_what_the_file_does_not_say(write, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "base.toml").write_text(GOOD)
+    child = tmp_path / "more" / "child.toml"
+    child.write_text('base = "../base.toml"\n[run]\nsteps = 3\n[vae.weights]\nfeatures = 1.0\n')
+    config = load_config(child)
+    assert (config.steps, config.batch_size) == (3, 4)
+    assert config.settings == {"crop": 64, "weights": {"l2": 2.0, "features": 1.0}}
+    (tmp_path / "grandchild.toml").write_text('base = "more/child.toml"\n[vae]\ncrop = 8\n')
+    assert load_config(tmp_path / "grandchild.toml").settings["crop"] == 8
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [('"absent.toml"', "absent.toml"), ("3", "base is 3"), ('"stage.toml"', "stage.toml is a base of itself")],
+)
+def test_a_base_that_is_none(write, base, words):
+    with pytest.raises(ContextDiffusionError, match=words):
+        load_config(write(f"base = {base}\n" + GOOD))
+
+
+def test_each_ablation_is_one_line():
+    folder = Path(__file__).parents[2] / "configs"
+    bundled = load_config(folder / "emoji-128" / "3-diffusion.toml")
+    configs = {path.stem: load_config(path) for path in (folder / "ablations").glob("*.toml")}
+    configs["baseline"] = load_config(folder / "prompt-diffusion-128" / "diffusion.toml")
+    assert len(configs) == 11
+    outs = set()
+    for name, config in configs.items():
+        values = {key: value for key, value in vars(config).items() if key not in ("out", "settings")}
+        assert values == {key: getattr(bundled, key) for key in values}
+        # The folder of the pool is shared and changes nothing; names are for people.
+        changed = {
+            key: value
+            for key, value in config.settings.items()
+            if key not in ("pool", "info") and bundled.settings.get(key) != value
+        }
+        assert len(changed) == (name != "default"), name
+        assert config.settings["pool"] == "runs/ablations/pool"
+        outs.add((config.out, config.settings["info"]["name"]))
+    assert len(outs) == 11
