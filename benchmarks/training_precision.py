@@ -18,12 +18,12 @@ from collections.abc import Callable
 import torch
 
 from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.precision import multiply_in_bf16
 from context_diffusion.pretrained import bundled_model_path
 from context_diffusion.training.diffusion import MEMBERS, DiffusionObjective
 from context_diffusion.training.episodes import context_matrix
 from context_diffusion.training.objective import noise_levels
 from context_diffusion.training.optimizer import MuonAdamW
-from context_diffusion.training.precision import multiply_in_bf16
 from context_diffusion.training.variants import freeze_unused
 
 REPEATS = 4

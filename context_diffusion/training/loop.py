@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..precision import multiply_in_bf16
 from .config import RunConfig
 from .optimizer import MuonAdamW
-from .precision import multiply_in_bf16
 from .state import load_state, save_state
 
 logger = logging.getLogger(__name__)

@@ -131,6 +131,23 @@ def test_a_run_in_two_shards_measures_and_a_lost_chunk_is_made_again(evaluate, t
         assert written == before[name][1], name
 
 
+def test_precision_is_told_and_images_of_two_are_not_mixed(evaluate, tmp_path, caplog):
+    write_inputs(tmp_path)
+    out = tmp_path / "out"
+    assert evaluate("--precision", "bf16_matmul", "--seeds", 1) == 0
+    fast = json.loads((out / "heldout.json").read_text())
+    assert fast["protocol"]["precision"] == "bf16_matmul"
+    assert evaluate("--seeds", 1) == 2
+    assert "another run" in caplog.text
+    assert evaluate("--seeds", 1, "--out", tmp_path / "exact") == 0
+    exact = json.loads((tmp_path / "exact" / "heldout.json").read_text())
+    assert exact["protocol"]["precision"] == "fp32"
+    for setting, figures in exact["parts"]["seen"]["settings"].items():
+        if "rmse" in figures:
+            other = fast["parts"]["seen"]["settings"][setting]["rmse"][0]
+            assert other == pytest.approx(figures["rmse"][0], rel=0.02) and other != figures["rmse"][0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

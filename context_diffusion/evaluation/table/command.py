@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ContextDiffusionError
-from ..__main__ import parse_shard
+from ..__main__ import add_precision, parse_shard
 from .plan import SETTINGS, Selection
 from .tasks import PARTS, TASKS
 
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, help="runs with other noise (default 3)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     parser.add_argument("--guidance", type=float, default=3.0, help="of text and of context (default 3)")
+    add_precision(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="processes that measure (default 2)")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="make every N-th chunk from the I-th on")
@@ -147,11 +148,11 @@ def run(options: argparse.Namespace) -> bool:
     complete = True
     for label, path, digest in models:
         folder = options.out / "images" / f"{path.stem}-{digest[:8]}"
-        fingerprint = f"model {digest}, {options.steps} steps, guidance {options.guidance:g}"
+        fingerprint = f"model {digest}, {options.steps} steps, guidance {options.guidance:g}, {options.precision}"
         facts = {"fingerprint": fingerprint, "data": data, "version": VERSION, "batch_size": options.batch_size}
         if not options.plan:
             claim_folder(folder, facts)
-        model, sampler = load_sampler(path, options.steps, options.guidance)
+        model, sampler = load_sampler(path, options.steps, options.guidance, options.precision)
         _announce(label, chunks, folder, shard, sampler, library, cases)
         if not options.plan:
             complete &= generate_table(model, sampler, library, cases, chunks, folder, shard)
@@ -165,7 +166,8 @@ def run(options: argparse.Namespace) -> bool:
     per_style = _PER_STYLE[options.quick]
     measured = options.out / "measured" / ("quick" if options.quick else "full")
     judged_by = {"squeezenet": _digest(options.squeezenet), "classifier_images": per_style, "version": VERSION}
-    claim_folder(measured, judged_by | {"data": data, "steps": options.steps, "guidance": options.guidance})
+    sampling = {name: getattr(options, name) for name in ("steps", "guidance", "precision")}
+    claim_folder(measured, judged_by | sampling | {"data": data})
     folders = [(label, options.out / "images" / f"{path.stem}-{digest[:8]}") for label, path, digest in models]
     judges = fit_judges(library, squeezenet, per_style)
     parts = summarise_table(
@@ -188,8 +190,7 @@ def run(options: argparse.Namespace) -> bool:
             "main_k": selection.main_k,
             "count": selection.count,
             "seeds": selection.seeds,
-            "steps": options.steps,
-            "guidance": options.guidance,
+            **sampling,
             "features": judges.kid_features.name,
         },
         "parts": parts,
@@ -201,15 +202,18 @@ def run(options: argparse.Namespace) -> bool:
     return True
 
 
-def load_sampler(path: Path, steps: int, guidance: float) -> tuple[ContextDiffusion, Sampler]:
+def load_sampler(path: Path, steps: int, guidance: float, precision: str) -> tuple[ContextDiffusion, Sampler]:
     """A checkpoint, and what makes images of it."""
     import torch
 
     from ...checkpoint import load_checkpoint
     from ...flow_sampler import FlowSampler
+    from ...precision import multiply_in_bf16
 
     # Convolutions on CPUs, where this often runs, are faster over this layout.
     model = load_checkpoint(path).float().eval().to(memory_format=torch.channels_last)
+    if precision == "bf16_matmul":
+        multiply_in_bf16(model)
     return model, FlowSampler(model, steps, guidance, guidance)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from context_diffusion.precision import multiply_in_bf16
 from context_diffusion.training.optimizer import orthogonalize
-from context_diffusion.training.precision import multiply_in_bf16
 
 
 class Block(nn.Module):
