@@ -15,6 +15,7 @@ STAGE_CLASSES = {
     "vae": (".vae", "VAEStage"),
     "clip": (".clip", "CLIPStage"),
     "diffusion": (".diffusion", "DiffusionStage"),
+    "decoder": (".decoder", "DecoderStage"),
 }
 
 
