@@ -32,6 +32,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--size", type=whole_number(16, 1024), default=128, help="side of the images in pixels (128)"
     )
     emoji.add_argument("--workers", type=whole_number(1), default=2, help="processes that render (2)")
+    emoji.add_argument(
+        "--limit",
+        type=whole_number(1),
+        metavar="N",
+        help="take N emoji of all, always the same ones; the split stays that of the whole set",
+    )
     features = new_command(
         sets,
         "squeezenet",
@@ -66,7 +72,7 @@ def run_emoji(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out / "index.json")
     from ..data.emoji import build_emoji
 
-    index = build_emoji(arguments.out, arguments.size, arguments.workers)
+    index = build_emoji(arguments.out, arguments.size, arguments.workers, limit=arguments.limit)
     images = sum(style["images"] for style in index["styles"].values())
     heldout = sum(entry["heldout"] for entry in index["emoji"].values())
     print(

@@ -32,9 +32,12 @@ logger = logging.getLogger(__name__)
 
 HELDOUT_SHARE = 0.15
 SPLIT_SEED = "context-diffusion emoji split 1"
+SUBSET_SEED = "context-diffusion emoji subset 1"
 
 
-def build_emoji(out: Path, size: int = 128, workers: int = 2, quiet: bool | None = None) -> dict:
+def build_emoji(
+    out: Path, size: int = 128, workers: int = 2, quiet: bool | None = None, limit: int | None = None
+) -> dict:
     """Fetch the pinned packages, render every style and write the data set; what is there already is kept.
 
     Writes `packages/*.tgz`, `images/STYLE/KEY.png` (RGB over white), `ATTRIBUTION.md` and, last of all, `index.json`.
@@ -44,13 +47,14 @@ def build_emoji(out: Path, size: int = 128, workers: int = 2, quiet: bool | None
         size: side of the images in pixels.
         workers: processes that render.
         quiet: hide progress bars; None hides them off a terminal.
+        limit: take this many emoji of all, see `take_subset`; None takes every one.
 
     Returns:
         The index: `size`, `emoji` (key -> name, group, subgroup, keywords, heldout), `styles`.
 
     Raises:
         ContextDiffusionError: a package cannot be fetched or is not the pinned one, or the folder holds images
-            of another size or cannot be written.
+            of another size or of emoji beyond the limit, or cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,9 @@ def build_emoji(out: Path, size: int = 128, workers: int = 2, quiet: bool | None
         for name, package in tqdm(packages.items(), desc="packages", disable=quiet)
     }
     emoji = read_emoji(archives)
+    if limit is not None:
+        emoji = take_subset(emoji, limit)
+        _check_limit(out / "images", emoji, limit)
     slugs = slug_table(archives)
     counts = {}
     for style in STYLES:
@@ -161,6 +168,22 @@ def split_heldout(groups: dict[str, str], share: float = HELDOUT_SHARE) -> set[s
     return heldout
 
 
+def take_subset(emoji: dict[str, dict], limit: int) -> dict[str, dict]:
+    """Some of the emoji, chosen by hash: a smaller subset is a part of every larger one.
+
+    Args:
+        emoji: key -> anything, from `read_emoji`. The split was made before: what is held out here is held out in
+            the whole data set too.
+        limit: how many; all of them where there are fewer.
+
+    Returns:
+        The chosen entries, in the order they came in.
+    """
+    order = sorted(emoji, key=lambda key: hashlib.sha256(f"{SUBSET_SEED}:{key}".encode()).digest())
+    chosen = set(order[:limit])
+    return {key: entry for key, entry in emoji.items() if key in chosen}
+
+
 def attribution_text() -> str:
     """The attributions and licences of everything the data set is made of, as Markdown."""
     rows = [f"| {style.name} | {style.package.attribution} | {style.package.licence} |" for style in STYLES]
@@ -190,6 +213,14 @@ def _check_size(folder: Path, size: int) -> None:
             raise ContextDiffusionError(
                 f"{folder} holds images of {image.width} pixels and --size is {size}: give another --out folder"
             )
+
+
+def _check_limit(folder: Path, emoji: dict[str, dict], limit: int) -> None:
+    """Images of an earlier, larger run would be in the data set without an entry in its index."""
+    if any(path.stem not in emoji for path in folder.glob("*/*.png")):
+        raise ContextDiffusionError(
+            f"{folder} holds images of more emoji than --limit {limit}: give another --out folder"
+        )
 
 
 def _render(job: tuple[bytes, Path, int]) -> None:

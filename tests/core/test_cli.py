@@ -367,6 +367,23 @@ def test_missing_extra_names_what_to_install(monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_data_emoji_takes_a_limit(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("resvg_py")
+    asked = []
+
+    def build(out, size, workers, quiet=None, limit=None):
+        asked.append((out, size, limit))
+        return {"size": size, "emoji": {"a": {"heldout": True}}, "styles": {"one": {"images": 1}}}
+
+    monkeypatch.setattr("context_diffusion.data.emoji.build_emoji", build)
+    words = ["data", "emoji", "--out", str(tmp_path)]
+    assert main([*words, "--limit", "5"]) == 0 and main(words) == 0
+    assert asked == [(tmp_path, 128, 5), (tmp_path, 128, None)]
+    capsys.readouterr()
+    assert main([*words, "--limit", "0"]) == 2
+    assert "--limit" in capsys.readouterr().err and len(asked) == 2
+
+
 def test_squeezenet_weights_are_fetched_once(monkeypatch, capsys, tmp_path):
     from safetensors.torch import save_file
 

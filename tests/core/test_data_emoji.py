@@ -17,7 +17,7 @@ from PIL import Image
 
 from context_diffusion.data import emoji as emoji_module
 from context_diffusion.data.captions import COLOR_NAMES, dominant_colors, emoji_caption, nearest_color_names
-from context_diffusion.data.emoji import attribution_text, build_emoji, split_heldout
+from context_diffusion.data.emoji import attribution_text, build_emoji, split_heldout, take_subset
 from context_diffusion.data.emoji_styles import (
     HELDOUT_STYLES,
     STYLES,
@@ -188,6 +188,29 @@ class TestSplit:
     def test_shares(self):
         assert split_heldout(self.GROUPS, 0) == set()
         assert split_heldout(self.GROUPS, 1) == set(self.GROUPS)
+
+
+class TestSubset:
+    EMOJI = {f"{number:x}": {"heldout": number % 7 == 0} for number in range(200)}
+
+    def test_a_smaller_one_is_a_part_of_a_larger_one(self):
+        subsets = [take_subset(self.EMOJI, limit) for limit in (1, 40, 41, 200, 900)]
+        assert [len(subset) for subset in subsets] == [1, 40, 41, 200, 200]
+        for smaller, larger in zip(subsets, subsets[1:], strict=False):
+            assert smaller.items() <= larger.items()
+        assert subsets[-1] == self.EMOJI
+
+    def test_entries_and_their_order_stay(self):
+        subset = take_subset(self.EMOJI, 60)
+        assert list(subset) == [key for key in self.EMOJI if key in subset]
+        assert all(entry is self.EMOJI[key] for key, entry in subset.items())
+
+    def test_it_is_fixed_whatever_the_order(self):
+        """The order by SHA-256, written out: the subset must not change between releases."""
+        seed = "context-diffusion emoji subset 1"
+        first = sorted(self.EMOJI, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).hexdigest())[:30]
+        backwards = dict(reversed(self.EMOJI.items()))
+        assert set(take_subset(self.EMOJI, 30)) == set(take_subset(backwards, 30)) == set(first)
 
 
 def test_background_is_the_white_that_touches_the_border():
@@ -383,6 +406,30 @@ def test_building_the_data_set_goes_on_after_a_kill(tmp_path, monkeypatch):
     assert library.image("openmoji", "2600").mean((1, 2)).tolist() == [1, 0, 0]
     green, white = library.image("noto", "2600")[:, 2, 2], library.image("noto", "2600")[:, 20, 20]
     assert (green.tolist(), white.tolist()) == ([0, 1, 0], [1, 1, 1])
+
+
+def test_a_data_set_of_some_emoji(tmp_path, monkeypatch):
+    pytest.importorskip("resvg_py")
+    archives = write_tiny_packages(tmp_path)
+    styles = tuple(style for style in STYLES if style.name in ("openmoji", "openmoji-black"))
+    monkeypatch.setattr(emoji_module, "slug_table", lambda archives: {})
+    monkeypatch.setattr(emoji_module, "fetch_package", lambda package, folder: archives[package.name])
+    monkeypatch.setattr(emoji_module, "STYLES", styles)
+    # A split that shows over how many emoji it was drawn.
+    monkeypatch.setattr(emoji_module, "split_heldout", lambda groups: set(groups) if len(groups) == 2 else set())
+    whole = build_emoji(tmp_path / "whole", 32, workers=1, quiet=True)
+    out = tmp_path / "out"
+    one = build_emoji(out, 32, workers=1, quiet=True, limit=1)
+    (key,) = one["emoji"]
+    # The split is that of the whole set.
+    assert one["emoji"][key] == whole["emoji"][key] and one["emoji"][key]["heldout"]
+    assert {style: info["images"] for style, info in one["styles"].items()} == {style.name: 1 for style in styles}
+    assert EmojiLibrary(out).keys == {style.name: [key] for style in styles}
+    # Growing goes on from what is there; shrinking would leave images that no entry names.
+    assert build_emoji(out, 32, workers=1, quiet=True, limit=2) == whole
+    assert EmojiLibrary(out).keys == EmojiLibrary(tmp_path / "whole").keys
+    with pytest.raises(ContextDiffusionError, match="more emoji than --limit 1: give another --out"):
+        build_emoji(out, 32, workers=1, quiet=True, limit=1)
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no index", "half an index", "no images"])
