@@ -81,6 +81,9 @@ def build_emoji(
         counts[style.name] = len(wanted)
         missing = [(picture, folder / f"{key}.png", size) for key, picture in wanted.items()]
         missing = [job for job in missing if not job[1].exists()]
+        if missing:
+            # It says that the data set is whole: an earlier one of fewer emoji would no longer be right.
+            (out / "index.json").unlink(missing_ok=True)
         with ProcessPoolExecutor(workers) as pool:
             done = pool.map(_render, missing, chunksize=16)
             for _ in tqdm(done, desc=f"render {style.name}", total=len(missing), disable=quiet):

@@ -425,9 +425,15 @@ def test_a_data_set_of_some_emoji(tmp_path, monkeypatch):
     assert one["emoji"][key] == whole["emoji"][key] and one["emoji"][key]["heldout"]
     assert {style: info["images"] for style, info in one["styles"].items()} == {style.name: 1 for style in styles}
     assert EmojiLibrary(out).keys == {style.name: [key] for style in styles}
-    # Growing goes on from what is there; shrinking would leave images that no entry names.
+    # Growing goes on from what is there; a kill in its middle leaves no index that names too few.
+    with monkeypatch.context() as patch:
+        patch.setattr(emoji_module, "attribution_text", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_emoji(out, 32, workers=1, quiet=True, limit=2)
+    assert not (out / "index.json").exists()
     assert build_emoji(out, 32, workers=1, quiet=True, limit=2) == whole
     assert EmojiLibrary(out).keys == EmojiLibrary(tmp_path / "whole").keys
+    # Shrinking would leave images that no entry names.
     with pytest.raises(ContextDiffusionError, match="more emoji than --limit 1: give another --out"):
         build_emoji(out, 32, workers=1, quiet=True, limit=1)
 
