@@ -22,12 +22,8 @@ def encode_images(vae: AutoencoderKL | AutoencoderTiny, images: Tensor) -> Tenso
 
 def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
     """Scaled latents (B, C, h, w) -> images (B, 3, 8h, 8w), clamped to [0, 1]."""
-    return decode_unclamped(vae, latents).clamp(0, 1)
-
-
-def decode_unclamped(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
-    """As `decode_latents`, for training: a value outside of [0, 1] keeps its gradient."""
-    return vae.decode(latents / vae.config.scaling_factor + _shift(vae)).sample / 2 + 0.5
+    decoded = vae.decode(latents / vae.config.scaling_factor + _shift(vae)).sample
+    return (decoded / 2 + 0.5).clamp(0, 1)
 
 
 def vae_scale_factor(config: Mapping[str, Any]) -> int:

@@ -15,7 +15,6 @@ STAGE_CLASSES = {
     "vae": (".vae", "VAEStage"),
     "clip": (".clip", "CLIPStage"),
     "diffusion": (".diffusion", "DiffusionStage"),
-    "decoder": (".decoder", "DecoderStage"),
 }
 
 

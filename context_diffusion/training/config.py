@@ -15,7 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-STAGES = ("vae", "clip", "diffusion", "decoder")
+STAGES = ("vae", "clip", "diffusion")
 PRECISIONS = ("fp32", "bf16", "bf16_matmul")
 
 # The names in each stage's own table; the stages' classes say what they mean. A name with names of its own is a
@@ -42,13 +42,6 @@ SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
         "shares": ("plain", "transformed", "reverse"),
         "info": (),
     },
-    "decoder": {
-        **dict.fromkeys(("start_from", "pool", "pool_groups", "crop", "exact", "levels", "sampling_steps")),
-        "feature_weights": None,
-        "shares": ("plain", "transformed", "reverse"),
-        "weights": ("l2", "gradient", "features"),
-        "info": (),
-    },
 }
 
 
@@ -57,7 +50,7 @@ class RunConfig:
     """What every stage shares.
 
     Attributes:
-        stage: `vae`, `clip`, `diffusion` or `decoder`.
+        stage: `vae`, `clip` or `diffusion`.
         data: folder that `context-diffusion data emoji` wrote.
         out: folder for weights, resume state, logs and sample grids.
         steps: optimizer steps in all.
@@ -74,7 +67,7 @@ class RunConfig:
         processes: data-parallel processes; gradients are averaged.
         threads: CPU threads a process.
         log_every, save_every, sample_every: in steps; 0 means never.
-        settings: the stage's own table, [vae], [clip], [diffusion] or [decoder].
+        settings: the stage's own table, [vae], [clip] or [diffusion].
     """
 
     stage: str

@@ -28,8 +28,6 @@ from .vae import load_vae
 from .variants import build_variant, check_variant, freeze_unused
 
 MEMBERS = 4
-POOL_GROUPS = 700
-SHARES = {"plain": 0.45, "transformed": 0.47, "reverse": 0.08}
 
 
 def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> nn.Module:
@@ -108,8 +106,7 @@ class DiffusionObjective(nn.Module):
         super().__init__()
         self.model = model
 
-    def conditions(self, batch: dict) -> tuple[Tensor, object]:
-        """y of every row, and the layout encoder's features of its query."""
+    def forward(self, batch: dict) -> tuple[Tensor, dict]:
         model = self.model
         rows = batch["rows"]
         y = model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
@@ -122,13 +119,9 @@ class DiffusionObjective(nn.Module):
             # The baseline: its context is one example pair, which joins the query's features.
             pairs = model.example_encoder(batch["example_queries"], batch["images"][batch["examples"]])
             features = features + pairs[rows] * (batch["context"] > 0).any(1).view(-1, 1, 1, 1)
-        return y, features
-
-    def forward(self, batch: dict) -> tuple[Tensor, dict]:
-        y, features = self.conditions(batch)
         losses = diffusion_loss(
-            self.model,
-            batch["latents"][batch["rows"]],
+            model,
+            batch["latents"][rows],
             y,
             features,
             batch["noise"],
@@ -177,8 +170,8 @@ class DiffusionStage:
         self.pool = EpisodePool(
             Path(settings.get("pool") or Path(config.out) / "pool"),
             self.library,
-            settings.get("pool_groups", POOL_GROUPS),
-            settings.get("shares", SHARES),
+            settings.get("pool_groups", 700),
+            settings.get("shares", {"plain": 0.45, "transformed": 0.47, "reverse": 0.08}),
             config.seed,
             self._encode,
             (model.unet.config.in_channels, size, size),
@@ -260,7 +253,7 @@ class DiffusionStage:
             return MEMBERS * int(rng.integers(GROUP_SIZE // MEMBERS)) + np.arange(MEMBERS)
         return rng.choice(GROUP_SIZE, size=MEMBERS, replace=False)
 
-    def whole(self) -> ContextDiffusion:
+    def _whole(self) -> ContextDiffusion:
         """The model with its VAE."""
         model = self.module.model
         return ContextDiffusion(
@@ -279,9 +272,9 @@ class DiffusionStage:
 
     def sample(self) -> Tensor:
         """Held-out emoji, plain and in held-out style transforms, under right, wrong and no context."""
-        return preview_grid(self.whole(), self.library)
+        return preview_grid(self._whole(), self.library)
 
     def finish(self, out: Path) -> None:
         """Write the whole model in fp16."""
         name = self.settings.get("info", {}).get("name", "model")
-        save_checkpoint(self.whole(), out / f"{name}.safetensors", dtype=torch.float16)
+        save_checkpoint(self._whole(), out / f"{name}.safetensors", dtype=torch.float16)

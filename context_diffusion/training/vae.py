@@ -50,64 +50,19 @@ def new_vae(latent_channels: int, encoder_blocks: tuple[int, ...], decoder_block
     )
 
 
-def busier_crop(image: Tensor, side: int, rng: np.random.Generator, grid: int = 1) -> tuple[int, int]:
-    """Top and left of the busier of two square crops of an image (3, H, W): many emoji leave corners empty.
-
-    Args:
-        image: what is cropped.
-        side: of the crop, pixels.
-        rng: draws the two places.
-        grid: places are multiples of it.
-    """
-    room = (image.shape[-1] - side) // grid + 1
-    places = [tuple(int(grid * place) for place in rng.integers(room, size=2)) for _ in range(2)]
-    return max(places, key=lambda place: float(image[..., place[0] :, place[1] :][..., :side, :side].std()))
-
-
-class ReconstructionLoss:
-    """L1 + L2 + gradient + frozen-feature distance of decoded images.
-
-    Args:
-        weights: of `l2`, `gradient` and `features`; those that are left out have their defaults.
-        feature_weights: SqueezeNet file, "" for no feature distance.
-    """
-
-    def __init__(self, weights: dict[str, float], feature_weights: str) -> None:
-        self.features = None
-        if feature_weights:
-            from ..features import load_squeezenet
-
-            self.features = load_squeezenet(Path(feature_weights).expanduser())
-            self.features.to(memory_format=torch.channels_last)
-        self.weights = {"l2": 1.0, "gradient": 1.0, "features": 0.1, **weights}
-
-    def __call__(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Two batches (B, 3, H, W) in [0, 1] -> loss (), and its parts."""
-        difference, weights = decoded - images, self.weights
-        l1, l2 = difference.abs().mean(), difference.square().mean()
-        gradient = (difference[..., 1:] - difference[..., :-1]).abs().mean()
-        gradient = gradient + (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
-        loss = l1 + weights["l2"] * l2 + weights["gradient"] * gradient
-        numbers = {"l1": l1, "rmse": l2.sqrt()}
-        if self.features is not None and weights["features"]:
-            distance = self.features.distance(decoded, images).mean()
-            loss = loss + weights["features"] * distance
-            numbers["features"] = distance
-        return loss, numbers
-
-
 class VAEObjective(nn.Module):
-    """The loss of images decoded from noised latents.
+    """L1 + L2 + gradient + frozen-feature distance, decoded from noised latents.
 
     The decoder meets latents with noise of up to `noise` of their own spread: the diffusion model's latents are
     never exact, and a decoder that forgives small errors draws flat fills flat.
     """
 
-    def __init__(self, vae: nn.Module, settings: dict) -> None:
+    def __init__(self, vae: nn.Module, features: nn.Module | None, settings: dict) -> None:
         super().__init__()
         self.vae = vae
-        # No module: what is frozen in it is no part of the run's state.
-        self.loss = ReconstructionLoss(settings.get("weights", {}), settings.get("feature_weights", ""))
+        # In a list: frozen features are no part of the module's state.
+        self.features = [features]
+        self.weights = {"l2": 1.0, "gradient": 1.0, "features": 0.1, **settings.get("weights", {})}
         self.noise = settings.get("noise", 0.2)
 
     def forward(self, batch: dict) -> tuple[Tensor, dict]:
@@ -115,8 +70,18 @@ class VAEObjective(nn.Module):
         latents = self.vae.encode(images * 2 - 1).latents
         spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
         noised = latents + batch["noise_level"] * self.noise * spread * batch["noise"]
-        loss, numbers = self.loss(self.vae.decode(noised).sample / 2 + 0.5, images)
-        numbers["spread"] = spread.mean()
+        decoded = self.vae.decode(noised).sample / 2 + 0.5
+        difference = decoded - images
+        l1, l2 = difference.abs().mean(), difference.square().mean()
+        gradient = (difference[..., 1:] - difference[..., :-1]).abs().mean()
+        gradient = gradient + (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
+        weights = self.weights
+        loss = l1 + weights["l2"] * l2 + weights["gradient"] * gradient
+        numbers = {"l1": l1, "rmse": l2.sqrt(), "spread": spread.mean()}
+        if self.features[0] is not None and weights["features"]:
+            distance = self.features[0].distance(decoded, images).mean()
+            loss = loss + weights["features"] * distance
+            numbers["features"] = distance
         return loss, {name: value.detach() for name, value in numbers.items()}
 
 
@@ -138,6 +103,12 @@ class VAEStage:
         self.transformed = settings.get("transformed", 0.3)
         if self.crop % 8 or not 8 <= self.crop <= self.library.size:
             raise ContextDiffusionError(f"[vae] crop is {self.crop}: give a multiple of 8 up to {self.library.size}")
+        features = None
+        if settings.get("feature_weights"):
+            from ..features import load_squeezenet
+
+            features = load_squeezenet(Path(settings["feature_weights"]).expanduser())
+            features.to(memory_format=torch.channels_last)
         if settings.get("start_from"):
             vae = load_vae(settings["start_from"])
         else:
@@ -151,7 +122,7 @@ class VAEStage:
         vae.encoder.requires_grad_(settings.get("train_encoder", True))
         for limit in tiny_vae_limits(vae.config):
             logger.warning("a model with this autoencoder will not load in ComfyUI: %s", limit)
-        self.module = VAEObjective(vae, settings).to(memory_format=torch.channels_last)
+        self.module = VAEObjective(vae, features, settings).to(memory_format=torch.channels_last)
 
     def batch(self, step: int, rank: int, world: int) -> dict:
         rng = np.random.default_rng(batch_seed(self.config.seed, step, rank))
@@ -172,8 +143,13 @@ class VAEStage:
         image = self.library.batch(style, [key])
         if rng.random() < self.transformed:
             image = sample_transform(rng)(image, self.library.background(style, [key]))
-        top, left = busier_crop(image[0], self.crop, rng)
-        return image[..., top : top + self.crop, left : left + self.crop]
+        room = self.library.size - self.crop + 1
+        # The busier of two crops: many emoji leave corners empty.
+        crops = []
+        for _ in range(2):
+            top, left = int(rng.integers(room)), int(rng.integers(room))
+            crops.append(image[..., top : top + self.crop, left : left + self.crop])
+        return max(crops, key=lambda crop: float(crop.std()))
 
     def _heldout(self, count: int) -> Tensor:
         """Held-out emoji of the training styles, (count * styles, 3, H, W)."""

@@ -152,14 +152,3 @@ def diffusion_config(data, encoders, out, **values):
         "info": {"name": "tiny", "title": "tiny", "license": "CC0-1.0", "resolution": SIZE},
     }
     return _config("diffusion", data, out, {"batch_size": 16, **values}, settings)
-
-
-def decoder_config(data, start_from, out, **values):
-    settings = {
-        "start_from": str(start_from),
-        "pool_groups": 6,
-        "shares": {"plain": 0.34, "transformed": 0.33, "reverse": 0.33},
-        "crop": 32,
-        "info": {"name": "tiny"},
-    }
-    return _config("decoder", data, out, {"batch_size": 8, **values}, settings)
