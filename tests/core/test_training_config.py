@@ -125,6 +125,22 @@ def test_the_configs_of_the_bundled_model_are_in_order():
     assert stages == ["vae", "clip", "diffusion"]
 
 
+def test_the_short_recipe_makes_the_same_model():
+    """Fewer steps on fewer emoji, in folders of its own; the shape of every part is the bundled model's."""
+    folder = Path(__file__).parents[2] / "configs"
+    folders = {}
+    for path in sorted((folder / "emoji-128-quick").glob("*.toml")):
+        whole, short = load_config(folder / "emoji-128" / path.name), load_config(path)
+        folders[short.stage] = short.out
+        assert short.out == f"runs/emoji-128-quick/{short.stage}" != whole.out
+        assert short.data != whole.data and short.steps < whole.steps
+        changed = {name for name, value in short.settings.items() if whole.settings[name] != value}
+        assert changed == ({"vae", "clip", "pool_groups", "info"} if short.stage == "diffusion" else set())
+    assert list(folders) == ["vae", "clip", "diffusion"]
+    assert (short.settings["vae"], short.settings["clip"]) == (folders["vae"], folders["clip"])
+    assert short.settings["info"]["name"] != whole.settings["info"]["name"]
+
+
 def test_a_base_is_what_the_file_does_not_say(write, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "base.toml").write_text(GOOD)
