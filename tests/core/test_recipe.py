@@ -145,8 +145,11 @@ def test_the_autoencoder_keeps_more_of_a_picture(library, record_testsuite_prope
     for name, vae in (("trained", load_vae("runs/emoji-128-quick/vae")), ("untrained", untrained_vae())):
         made = vae.decode(vae.encode(pictures * 2 - 1).latents).sample / 2 + 0.5
         quality[name] = float(psnr(made.clamp(0, 1), pictures).mean())
+    flat = pictures.mean((2, 3), keepdim=True).expand_as(pictures)
+    quality["mean color"] = float(psnr(flat, pictures).mean())
     record_testsuite_property("PSNR in dB", str(quality))
     assert quality["trained"] > quality["untrained"] + 6, quality
+    assert quality["trained"] > quality["mean color"] + 2, quality
 
 
 @torch.no_grad()
