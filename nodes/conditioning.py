@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-_CATEGORY = "Context Diffusion"
+from .category import CATEGORY
+
 # Tokens of a piece of text: CLIP encodes longer texts in several.
 _PIECE = 77
 
@@ -17,7 +18,7 @@ class ContextDiffusionCombine(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionCombine",
             display_name="Combine Text and Visual Context",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Puts the visual context behind the text, for the sampler. Leave out the text (context only) "
             "or the visual context (text only), not both. positive is what Apply Style Model gives; negative gets an "
             "empty context of the same length, so that all branches run in one model call.",

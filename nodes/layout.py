@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-_CATEGORY = "Context Diffusion"
+from .category import CATEGORY
+
 # What the list shows, and the core's name for it.
 _MAPS = {
     "none": "none",
@@ -43,7 +44,7 @@ class ContextDiffusionApplyQueryLayout(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionApplyQueryLayout",
             display_name="Apply Query Layout",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Makes a map of the query image and lets the layout encoder follow it. It is Apply ControlNet "
             "with the map built in and with the third conditioning of the Context Diffusion Sampler.",
             search_aliases=[
@@ -192,7 +193,7 @@ class ContextDiffusionLayoutMap(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionLayoutMap",
             display_name="Layout Map",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Makes a map of each image: to look at it, to give it to another ControlNet node, or as a "
             "context image when the task is to turn an image into a map.",
             search_aliases=[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from .category import CATEGORY
 from .folders import BUNDLED, MODELS, fingerprint
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_CATEGORY = "Context Diffusion"
 
 # Output, what a file calls the part, and what gives such an object otherwise.
 _OUTPUTS = (
@@ -34,7 +34,7 @@ class ContextDiffusionLoader(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionLoader",
             display_name="Load Context Diffusion",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Loads a Context Diffusion model: one file with everything that a graph needs. All six outputs "
             "are ComfyUI's own kinds and work with its own nodes, and with LoRAs, ControlNets and other packs.",
             search_aliases=[
@@ -126,7 +126,7 @@ class ContextDiffusionExampleImages(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionExampleImages",
             display_name="Example Images",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Context images, a query image and a prompt to start with. Load Image nodes in its place bring "
             "your own.",
             search_aliases=[

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-_CATEGORY = "Context Diffusion"
+from .category import CATEGORY
+
 _SCALE = {"default": 3.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
 _ALIASES = ["context diffusion", "guidance", "cfg", "dual cfg", "visual context", "in-context", "style"]
 
@@ -70,7 +71,7 @@ class ContextDiffusionSampler(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionSampler",
             display_name="Context Diffusion Sampler",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Denoises a latent with one scale for the prompt and one for the context images. With equal "
             "scales it gives what KSampler gives.",
             search_aliases=[*_ALIASES, "ksampler", "sampler", "generate"],
@@ -162,7 +163,7 @@ class ContextDiffusionGuider(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionGuider",
             display_name="Context Diffusion Guider",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Guidance with one scale for the prompt and one for the context images, for "
             "SamplerCustomAdvanced. With equal scales it is CFGGuider.",
             search_aliases=_ALIASES,

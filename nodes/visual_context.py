@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from .category import CATEGORY
 from .folders import BUNDLED, STYLES, fingerprint
 
-_CATEGORY = "Context Diffusion"
 _MAX_IMAGES = 16
 # How many images go through the encoder at once: enough to keep it busy, and memory does not grow with k.
 _CHUNK = 8
@@ -26,7 +26,7 @@ class ContextDiffusionEncodeVisualContext(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionEncodeVisualContext",
             display_name="Encode Visual Context",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Encodes any number of context images and joins them into one visual context. With one image "
             "it gives what CLIP Vision Encode gives. Works with any CLIP vision model, so it averages references for "
             "Flux Redux and unCLIP as well.",
@@ -223,7 +223,7 @@ class ContextDiffusionSaveVisualContext(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionSaveVisualContext",
             display_name="Save Visual Context",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Saves a visual context as a style in models/visual_context, for Load Visual Context: the "
             "context images are not needed again, and neither is the image encoder.",
             search_aliases=["context diffusion", "save style", "export style", "embedding", "save clip vision output"],
@@ -277,7 +277,7 @@ class ContextDiffusionLoadVisualContext(io.ComfyNode):
         return io.Schema(
             node_id="ContextDiffusionLoadVisualContext",
             display_name="Load Visual Context",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Loads a style that Save Visual Context wrote, in place of context images and their encoder. "
             "It fits models with the image encoder that it was made with.",
             search_aliases=["context diffusion", "load style", "saved style", "embedding", "load clip vision output"],

@@ -12,8 +12,12 @@ import logging
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ContextDiffusionError
+
+if TYPE_CHECKING:
+    from ..model import ContextDiffusion
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,20 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def load_for_sampling(path: Path, precision: str) -> ContextDiffusion:
+    """A checkpoint in fp32, its products in bf16 if the precision (see `add_precision`) says so."""
+    import torch
+
+    from ..checkpoint import load_checkpoint
+    from ..precision import multiply_in_bf16
+
+    # Convolutions on CPUs, where this often runs, are faster over this layout.
+    model = load_checkpoint(path).float().eval().to(memory_format=torch.channels_last)
+    if precision == "bf16_matmul":
+        multiply_in_bf16(model)
+    return model
+
+
 def sampling_settings(digest: str, options: argparse.Namespace) -> str:
     """What images are made with, in a line: those of another line are not mixed in."""
     # fp32 is not named, so that images of before there was a choice still count.
@@ -70,14 +88,10 @@ def run(options: argparse.Namespace) -> bool:
         ContextDiffusionError: an option out of range, missing packages, weights or data, or a folder of another run.
     """
     _check_ranges(options)
-    import torch
-
-    from ..checkpoint import load_checkpoint
     from ..data.library import EmojiLibrary
     from ..feature_weights import fetch_feature_weights
     from ..features import EfficientNetLite0Features, load_squeezenet
     from ..flow_sampler import FlowSampler
-    from ..precision import multiply_in_bf16
     from .encoder_probes import probe_encoder
     from .grid import write_heldout_grid
     from .heldout import generate_heldout
@@ -92,10 +106,7 @@ def run(options: argparse.Namespace) -> bool:
         fetch_feature_weights(options.squeezenet)
     squeezenet = load_squeezenet(options.squeezenet)
     library = EmojiLibrary(options.data)
-    # Convolutions on CPUs, where this often runs, are faster over this layout.
-    model = load_checkpoint(options.model).float().eval().to(memory_format=torch.channels_last)
-    if options.precision == "bf16_matmul":
-        multiply_in_bf16(model)
+    model = load_for_sampling(options.model, options.precision)
     cases = heldout_cases(library, options.seen, options.unseen, options.transforms)
     digest = hashlib.sha256(options.model.read_bytes()).hexdigest()[:16]
     complete = generate_heldout(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ContextDiffusionError
-from ..__main__ import add_precision, parse_shard
+from ..__main__ import add_precision, load_for_sampling, parse_shard
 from .plan import SETTINGS, Selection
 from .tasks import PARTS, TASKS
 
@@ -204,16 +204,9 @@ def run(options: argparse.Namespace) -> bool:
 
 def load_sampler(path: Path, steps: int, guidance: float, precision: str) -> tuple[ContextDiffusion, Sampler]:
     """A checkpoint, and what makes images of it."""
-    import torch
-
-    from ...checkpoint import load_checkpoint
     from ...flow_sampler import FlowSampler
-    from ...precision import multiply_in_bf16
 
-    # Convolutions on CPUs, where this often runs, are faster over this layout.
-    model = load_checkpoint(path).float().eval().to(memory_format=torch.channels_last)
-    if precision == "bf16_matmul":
-        multiply_in_bf16(model)
+    model = load_for_sampling(path, precision)
     return model, FlowSampler(model, steps, guidance, guidance)
 
 
