@@ -66,8 +66,7 @@ def run_heldout(arguments: argparse.Namespace) -> int:
 def run_table(arguments: argparse.Namespace) -> int:
     """Make the table, or this shard of it."""
     arguments.model = find_model(arguments.model)
-    if arguments.against:
-        arguments.against = find_model(arguments.against)
+    arguments.against = [find_model(model) for model in arguments.against]
     check_writable(arguments.out / "table.md")
     logging.getLogger("context_diffusion").setLevel(logging.INFO)
     table_command.run(arguments)

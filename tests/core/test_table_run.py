@@ -28,10 +28,10 @@ from .tiny_data import write_tiny_data
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Data, two checkpoints and SqueezeNet's weights."""
+    """Data, three checkpoints and SqueezeNet's weights."""
     folder = tmp_path_factory.mktemp("table")
     write_tiny_data(folder / "data")
-    for seed, name in enumerate(("ours", "theirs")):
+    for seed, name in enumerate(("ours", "theirs", "others")):
         save_checkpoint(tiny_model(seed, prediction_type="flow"), folder / f"{name}.safetensors")
     save_file(toy_squeezenet().state_dict(), folder / "squeezenet.safetensors")
     return folder
@@ -154,7 +154,7 @@ def test_quick_mode_of_two_models_and_a_second_run_that_makes_nothing_anew(table
             assert 0 <= comparisons["ours against theirs", "win rate c, k = 3"] <= 1
     assert set(report["parts"]["seen"]["tasks"]) == {"softedge", "to-softedge", "sketch"}
     text = (out / "table.md").read_text()
-    assert "| soft edge -> image | ours wins | share |" in text and "Frechet-EffNetLite0" in text
+    assert "| soft edge -> image | ours wins over theirs | share |" in text and "Frechet-EffNetLite0" in text
     names = {path.name for path in out.glob("*.png")}
     assert {"curve-softedge-kid_EffNetLite0.png", "bars-unseen-rmse.png", "grid-seen-sketch.png"} <= names
     with Image.open(out / "grid-seen-softedge.png") as grid:
@@ -186,6 +186,45 @@ def test_filters_and_another_run_in_the_same_folder(table, tmp_path, capsys):
     for other in (("--guidance", 2), ("--precision", "bf16_matmul")):
         assert table(*filters, "--count", 2, "--quick", *other) == 2
         assert "holds results of another run (fingerprint differ)" in capsys.readouterr().err
+
+
+def test_several_models_are_one_row_each_and_each_is_compared_with_the_first(table, tmp_path, folder):
+    others = [folder / "theirs.safetensors", folder / "others.safetensors"]
+    filters = ("--tasks", "softedge", "to-depth", "--settings", "cp", "c", "shuffled", "--k", 3, "--parts", "seen")
+    assert table("--quick", "--count", 4, *filters, "--against", *others) == 0
+    out = tmp_path / "out"
+    task = json.loads((out / "table.json").read_text())["parts"]["seen"]["tasks"]["softedge"]
+    rows = {(row["model"], row["setting"]): row["figures"] for row in task["rows"]}
+    compared = {(row["model"], row["name"]): row["value"] for row in task["comparisons"]}
+    text = (out / "table.md").read_text()
+    table_of_models = text.partition("### soft edge -> image, one row a model")[2].partition("###")[0].splitlines()
+    heads = [cell.strip() for cell in table_of_models[2].split("|")[1:-1]]
+    found = {}
+    for line in table_of_models[4:7]:
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        found[cells[0]] = dict(zip(heads, cells, strict=True))
+    assert list(found) == ["ours", "theirs", "others"]
+    for model, cells in found.items():
+        kid = rows[model, "c"]["kid_EffNetLite0"][0]
+        assert float(cells["KID-EffNetLite0 C"].split()[0]) == pytest.approx(kid, abs=6e-4)
+        ratio = compared[model, "rmse c / shuffled"][0]
+        assert float(cells["RMSE C / shuffled"].split()[0]) == pytest.approx(ratio, abs=6e-4)
+        if model == "ours":
+            assert cells["ours wins C"] == ""
+            continue
+        wins = compared[f"ours against {model}", "win rate c, k = 3"][0]
+        assert float(cells["ours wins C"].split()[0]) == pytest.approx(wins, abs=6e-4)
+        relative = compared[f"ours / {model}", "kid_EffNetLite0 c, k = 3"][0]
+        assert relative == pytest.approx(rows["ours", "c"]["kid_EffNetLite0"][0] / kid)
+    # Maps have no style accuracy: no empty column.
+    assert "style accuracy" not in text.partition("image -> depth, one row a model")[2].partition("###")[0]
+
+
+def test_two_others_that_are_the_same_are_refused(table, folder, tmp_path, capsys):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((folder / "theirs.safetensors").read_bytes())
+    assert table("--quick", "--count", 2, "--against", folder / "theirs.safetensors", copy) == 2
+    assert f"--against {folder / 'theirs.safetensors'} and --against {copy} hold the same" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def line_chart(title: str, x_name: str, series: Sequence[Series]) -> Image.Image
 
 def bar_chart(title: str, groups: Sequence[str], series: Sequence[Series]) -> Image.Image:
     """A group of bars for each name, one of every series, with error bars."""
-    chart = _Chart(title, series, max(_WIDTH, _LEFT + _RIGHT + 110 * len(groups)))
+    chart = _Chart(title, series, max(_WIDTH, _LEFT + _RIGHT + max(110, 14 * len(series)) * len(groups)))
     room = (chart.width - _LEFT - _RIGHT) / len(groups)
     bar = room * 0.8 / len(series)
     for group, name in enumerate(groups):

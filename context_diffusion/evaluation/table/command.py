@@ -1,4 +1,4 @@
-"""`context-diffusion evaluate table`: the paper's protocol for a checkpoint, or for two side by side.
+"""`context-diffusion evaluate table`: the paper's protocol for a checkpoint, or for several side by side.
 
 Generation goes on where it stopped, and may be shared: run one process with `--shard 0/2` and one with
 `--shard 1/2`; when every image is there, a run of either measures.
@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command; what --quick changes has no default here."""
     parser.add_argument("--model", type=Path, required=True, help="checkpoint, a .safetensors file")
     parser.add_argument(
-        "--against", type=Path, metavar="MODEL", help="a second checkpoint: adds its rows, ratios and win rates"
+        "--against",
+        nargs="+",
+        type=Path,
+        metavar="MODEL",
+        default=[],
+        help="other checkpoints: adds their rows, and ratios and win rates of --model against each",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of `context-diffusion data emoji`")
     parser.add_argument("--squeezenet", type=Path, required=True, help="SqueezeNet weights; see --fetch-squeezenet")
@@ -242,11 +247,16 @@ def _announce(
 
 
 def _named_models(options: argparse.Namespace) -> list[tuple[str, Path, str]]:
-    """(label, path, digest) of one or two checkpoints."""
-    paths = [options.model] + ([options.against] if options.against else [])
+    """(label, path, digest) of every checkpoint."""
+    paths = [options.model, *options.against]
     digests = [_digest(path) for path in paths]
-    if len(set(digests)) < len(digests):
-        raise ContextDiffusionError(f"--model {paths[0]} and --against {paths[1]} hold the same model: give another")
+    for index, digest in enumerate(digests):
+        first = digests.index(digest)
+        if first < index:
+            flag = "--against" if first else "--model"
+            raise ContextDiffusionError(
+                f"{flag} {paths[first]} and --against {paths[index]} hold the same model: give another"
+            )
     stems = [path.stem for path in paths]
     if len(set(stems)) < len(stems):
         stems = [f"{stem}-{digest[:8]}" for stem, digest in zip(stems, digests, strict=True)]

@@ -39,6 +39,8 @@ def markdown(report: dict) -> str:
     for part, found in report["parts"].items():
         lines += [f"## Held-out emoji, {PART_NAMES[part]}", ""]
         lines += _overview(report, found)
+        if len(report["protocol"]["models"]) > 2:
+            lines += _one_row_a_model(report, found)
         for name, task in found["tasks"].items():
             lines += [f"### {task['title']}", "", f"{task['cases']} images of {task['codepoints']} codepoints.", ""]
             lines += _rows(task["rows"])
@@ -71,18 +73,57 @@ def _overview(report: dict, part: dict) -> list[str]:
         for model in protocol["models"]:
             cells = [_cell(task["rows"], model, s, 0 if s == "p" else protocol["main_k"], figure) for s in settings]
             rows.append([task["title"], model, column_name(figure), *cells])
-        if len(protocol["models"]) == 2:
-            found = {row["name"]: row["value"] for row in task["comparisons"]}
-            places = [s if s == "p" else f"{s}, k = {protocol['main_k']}" for s in settings]
-            rates = [_triple(found[f"win rate {place}"]) for place in places]
-            rows.append([task["title"], f"{protocol['models'][0]} wins", "share", *rates])
+        first, *others = protocol["models"]
+        found = {(row["model"], row["name"]): row["value"] for row in task["comparisons"]}
+        places = [s if s == "p" else f"{s}, k = {protocol['main_k']}" for s in settings]
+        for other in others:
+            rates = [_triple(found[f"{first} against {other}", f"win rate {place}"]) for place in places]
+            rows.append([task["title"], f"{first} wins over {other}", "share", *rates])
     return format_table(["task", "model", "figure", *(SETTING_NAMES[s] for s in settings)], rows)
+
+
+def _one_row_a_model(report: dict, part: dict) -> list[str]:
+    """The tables of ablations, one a task."""
+    lines = []
+    for name, task in part["tasks"].items():
+        columns = _model_columns(report["protocol"], name, task)
+        shown = {column: cells for column, cells in columns.items() if any(cells)}
+        if shown:
+            rows = zip(report["protocol"]["models"], *shown.values(), strict=True)
+            lines += [f"### {task['title']}, one row a model", ""]
+            lines += format_table(["model", *shown], [list(row) for row in rows])
+    return lines
+
+
+def _model_columns(protocol: dict, name: str, task: dict) -> dict[str, list[str]]:
+    """How near, how much in style, and how much of that is the context's doing: a cell for each model."""
+    k, models = protocol["main_k"], protocol["models"]
+    figure = "rmse" if TASKS[name].kind == "reverse" else f"kid_{protocol['features']}"
+    comparisons = {(row["model"], row["name"]): row["value"] for row in task["comparisons"]}
+
+    def measured(setting: str, figure: str) -> list[str]:
+        return [_cell(task["rows"], model, setting, k, figure) for model in models]
+
+    def compared(comparison: str, of: str = "{}") -> list[str]:
+        keys = [(of.format(model), comparison) for model in models]
+        return [_triple(comparisons[key]) if key in comparisons else "" for key in keys]
+
+    against = f"{models[0]} against {{}}"
+    return {
+        f"{column_name(figure)} C+P": measured("cp", figure),
+        f"{column_name(figure)} C": measured("c", figure),
+        "style accuracy C": measured("c", "style_accuracy"),
+        "RMSE C / shuffled": compared("rmse c / shuffled"),
+        "style accuracy that shuffling loses": compared("style accuracy above chance that shuffling loses"),
+        f"{models[0]} wins C+P": compared(f"win rate cp, k = {k}", against),
+        f"{models[0]} wins C": compared(f"win rate c, k = {k}", against),
+    }
 
 
 def _cell(rows: list[dict], model: str, setting: str, k: int, figure: str) -> str:
     for row in rows:
         if (row["model"], row["setting"], row["k"]) == (model, setting, k):
-            return _triple(row["figures"][figure])
+            return _triple(row["figures"][figure]) if figure in row["figures"] else ""
     return ""
 
 
