@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.library import EmojiLibrary
+from ..data.transforms import TRAIN_FAMILIES
 from ..errors import ContextDiffusionError
 from ..files import write_atomically
 from .episodes import draw_group
@@ -67,7 +68,8 @@ class EpisodePool:
             "latents": (latent_shape, np.float16),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        _check_settings(folder / "settings.json", {"seed": seed, "shares": shares, "encoder": encoder})
+        made_with = {"seed": seed, "shares": shares, "encoder": encoder, "transforms": list(TRAIN_FAMILIES)}
+        _check_settings(folder / "settings.json", made_with)
         self.arrays = {
             name: _open(folder / f"{name}.npy", (groups, GROUP_SIZE, *shape), dtype)
             for name, (shape, dtype) in shapes.items()

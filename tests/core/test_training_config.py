@@ -162,23 +162,33 @@ def test_a_base_that_is_none(write, base, words):
         load_config(write(f"base = {base}\n" + GOOD))
 
 
-def test_each_ablation_is_one_line():
-    folder = Path(__file__).parents[2] / "configs"
-    bundled = load_config(folder / "emoji-128" / "3-diffusion.toml")
-    configs = {path.stem: load_config(path) for path in (folder / "ablations").glob("*.toml")}
-    configs["baseline"] = load_config(folder / "prompt-diffusion-128" / "diffusion.toml")
-    assert len(configs) == 11
-    outs = set()
-    for name, config in configs.items():
-        values = {key: value for key, value in vars(config).items() if key not in ("out", "settings")}
-        assert values == {key: getattr(bundled, key) for key in values}
-        # The folder of the pool is shared and changes nothing; names are for people.
-        changed = {
-            key: value
-            for key, value in config.settings.items()
-            if key not in ("pool", "info") and bundled.settings.get(key) != value
-        }
-        assert len(changed) == (name != "default"), name
-        assert config.settings["pool"] == "runs/ablations/pool"
-        outs.add((config.out, config.settings["info"]["name"]))
-    assert len(outs) == 11
+# What two runs of one budget, or of one model on two budgets, may differ in.
+NAMES = {"pool", "info"}
+BUDGET = {"seed", "steps", "precision", "processes", "ema_decay"}
+
+
+def differing(first: dict, second: dict) -> set[str]:
+    return {name for name in {*first, *second} if first.get(name) != second.get(name)}
+
+
+def run_values(config) -> dict:
+    return {key: value for key, value in vars(config).items() if key not in ("out", "settings")}
+
+
+@pytest.mark.parametrize(
+    ("folder", "others", "own"), [("ablations", 8, {"context_dropout"}), ("prompt-diffusion-128", 1, set())]
+)
+def test_what_is_compared_has_one_budget_and_differs_in_one_line(folder, others, own):
+    configs = Path(__file__).parents[2] / "configs"
+    bundled = load_config(configs / "emoji-128" / "3-diffusion.toml")
+    default = load_config(configs / folder / "default.toml")
+    assert differing(run_values(default), run_values(bundled)) <= BUDGET
+    assert differing(default.settings, bundled.settings) == NAMES | own
+    compared = {path.stem: load_config(path) for path in (configs / folder).glob("*.toml") if path.stem != "default"}
+    assert len(compared) == others
+    for name, config in compared.items():
+        assert run_values(config) == run_values(default), name
+        assert len(differing(config.settings, default.settings) - NAMES) == 1, name
+        assert config.settings["pool"] == default.settings["pool"] == "runs/ablations/pool"
+    every = [default, *compared.values()]
+    assert len({(config.out, config.settings["info"]["name"]) for config in every}) == len(every)

@@ -6,6 +6,7 @@ import torch
 
 from context_diffusion.data.transforms import (
     FAMILIES,
+    GROUNDS,
     HELDOUT_FAMILIES,
     TRAIN_FAMILIES,
     StyleTransform,
@@ -96,6 +97,46 @@ def test_known_transforms(pictures):
     # Turned hues keep a grey grey.
     grey = torch.full((1, 3, 8, 8), 0.4)
     assert torch.allclose(one_of("hue", 4)(grey, background[:1, :, :8, :8]), grey, atol=1e-5)
+
+
+def test_what_a_drawing_stands_on_leaves_the_drawing_alone(pictures):
+    images, background = pictures
+    for family in GROUNDS:
+        for seed in range(5):
+            out = one_of(family, seed)(images, background)
+            assert torch.allclose(out[..., 8:24, 8:24], images[..., 8:24, 8:24], atol=1e-6), family
+    # A disc or a rounded square: its middle is covered, the picture's corners are not, and it has both symmetries.
+    bare = torch.ones(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+    for seed in range(5):
+        out = one_of("tile", seed)(*bare)
+        assert torch.allclose(out, out.flip(-1), atol=1e-5) and torch.allclose(out, out.transpose(-1, -2), atol=1e-5)
+        assert (out[..., 32, 32] - out[..., 0, 0]).abs().max() > 0.02
+    # A shadow is the silhouette again, moved: as many pixels of its color as the silhouette does not hide.
+    whole = 1 - background[:1]
+    for seed in range(5):
+        out = one_of("shadow", seed)(torch.zeros(1, 3, 32, 32), 1 - whole)
+        ground = out[0, :, 0, 0] if (out[0, :, 0, 0] == out[0, :, 31, 31]).all() else out[0, :, 0, 31]
+        cast = ((out[0] - ground[:, None, None]).abs().amax(0) > 1e-4) & (whole[0, 0] == 0)
+        assert 0 < cast.sum() <= 16 * 16
+        rows, columns = cast.nonzero().T
+        assert rows.min() >= 8 - 3 and rows.max() <= 23 + 3 and columns.min() >= 8 - 3 and columns.max() <= 23 + 3
+
+
+def test_redrawn_lines_and_tiles(pictures):
+    images, background = pictures
+    # Heavier or lighter, never both: every pixel moves to a neighbour's value in one direction.
+    for seed in range(5):
+        change = one_of("weight", seed)(images, background) - images
+        assert (change <= 1e-6).all() or (change >= -1e-6).all()
+    mosaic = one_of("mosaic", 0)(images, background)
+    assert torch.equal(mosaic[..., ::2, ::2], mosaic[..., 1::2, 1::2])
+    # Blur keeps a flat picture but for the wash, which is one gain towards white.
+    flat = torch.full((1, 3, 32, 32), 0.3)
+    blurred = one_of("soft", 1)(flat, background[:1])
+    assert (blurred - blurred[0, 0, 0, 0]).abs().max() < 1e-5 and 0.3 <= blurred[0, 0, 0, 0] < 0.3 + 0.7 * 0.4
+    # Pressed paper: no relief where nothing is drawn.
+    paper = one_of("relief", 2)(flat, background[:1])
+    assert (paper - paper[..., :1, :1]).abs().max() < 1e-6
 
 
 def test_luma():
