@@ -37,6 +37,7 @@ FAMILY_WORDS = {
     "ramp": "gradient light",
     "silhouette": "silhouette",
     "weight": "bold lines",
+    "stamp": "two-ink stamp",
     "soft": "soft focus",
     "relief": "paper relief",
     "mosaic": "pixel mosaic",

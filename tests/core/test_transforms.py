@@ -128,6 +128,10 @@ def test_redrawn_lines_and_tiles(pictures):
     for seed in range(5):
         change = one_of("weight", seed)(images, background) - images
         assert (change <= 1e-6).all() or (change >= -1e-6).all()
+    # A stamp lies between paper and ink: one line in color space.
+    for seed in range(5):
+        colors = one_of("stamp", seed)(images, background).movedim(1, -1).reshape(-1, 3)
+        assert torch.linalg.svdvals(colors - colors.mean(0))[1] < 1e-3
     mosaic = one_of("mosaic", 0)(images, background)
     assert torch.equal(mosaic[..., ::2, ::2], mosaic[..., 1::2, 1::2])
     # Blur keeps a flat picture but for the wash, which is one gain towards white.

@@ -81,6 +81,7 @@ FAMILIES: dict[str, Callable[[np.random.Generator], Step]] = {
     "line_art": redraw.line_art,
     "outline": redraw.outline,
     "weight": redraw.weight,
+    "stamp": redraw.stamp,
     "halftone": redraw.halftone,
     "soft": redraw.soft,
     "relief": redraw.relief,

@@ -33,6 +33,24 @@ def outline(rng: np.random.Generator) -> Step:
     return step
 
 
+def stamp(rng: np.random.Generator) -> Step:
+    """Two inks at most: what is darker than a threshold is printed, and often every contour."""
+    paper, ink = torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
+    if rng.random() < 0.5:
+        paper, ink = random_color(rng, 0.7, 1.0), random_color(rng, 0.0, 0.55)
+    if rng.random() < 0.2:
+        paper, ink = ink, paper
+    threshold, width = rng.uniform(0.35, 0.8), int(rng.choice([0, 1, 3]))
+
+    def step(images: Tensor, background: Tensor) -> Tensor:
+        printed = torch.sigmoid((threshold - luma(images)) * 25)
+        if width:
+            printed = torch.maximum(printed, edges(images, width))
+        return paper + (ink - paper) * printed
+
+    return step
+
+
 def halftone(rng: np.random.Generator) -> Step:
     """Dots of one ink on paper, larger where the image is darker."""
     pitch, angle = rng.uniform(5, 9), rng.uniform(0, np.pi / 2)
