@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,12 @@ from torch import Tensor
 
 from ..errors import ContextDiffusionError
 from ..flow_sampler import Sampler, SamplingBatch
-from .chunks import claim_folder, load_chunks, save_chunk
+from .chunks import claim_folder, load_chunks, make_chunks
 from .protocol import PART_SETTINGS, PARTS, Case, cases_digest, contexts, queries, truths
 
 if TYPE_CHECKING:
     from ..data.library import EmojiLibrary
     from ..model import ContextDiffusion
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,8 @@ class Chunk:
     start: int
     stop: int
 
-    @property
-    def file(self) -> str:
-        return f"{self.part}-{self.setting}-{self.seed}-{self.start:05d}.safetensors"
+    def path(self, folder: Path) -> Path:
+        return folder / f"{self.part}-{self.setting}-{self.seed}-{self.start:05d}.safetensors"
 
 
 def protocol_chunks(cases: Sequence[Case], seeds: int = 3, batch_size: int = 32) -> Iterator[Chunk]:
@@ -88,7 +84,7 @@ def generate_heldout(
         seeds: how many.
         batch_size: images at once, and cases a file.
         shard: (i, n): this process makes every n-th chunk from the i-th on.
-        progress: show a bar; None does on a terminal only.
+        progress: see `make_chunks`.
 
     Returns:
         Whether the folder now holds every chunk, those of other shards too.
@@ -96,22 +92,21 @@ def generate_heldout(
     Raises:
         ContextDiffusionError: a bad shard, or a folder of another model or protocol.
     """
-    from tqdm import tqdm
-
     index, total = shard
     if not 0 <= index < total:
         raise ContextDiffusionError(f"shard is {index}/{total}: give i/n with 0 <= i < n")
     out = Path(out)
     claim_folder(out, {"fingerprint": fingerprint, "cases": cases_digest(cases), "batch_size": batch_size})
     chunks = list(protocol_chunks(cases, seeds, batch_size))
-    mine = [chunk for chunk in chunks[index::total] if not (out / chunk.file).exists()]
     by_part = {part: [case for case in cases if case.part == part] for part in PARTS}
-    hide = None if progress is None else not progress
-    with tqdm(total=sum(c.stop - c.start for c in mine), unit="image", desc="held-out", disable=hide) as bar:
-        for chunk in mine:
-            save_chunk(out / chunk.file, make_chunk(model, sampler, library, by_part[chunk.part], chunk))
-            bar.update(chunk.stop - chunk.start)
-    return all((out / chunk.file).exists() for chunk in chunks)
+    return make_chunks(
+        chunks,
+        out,
+        lambda chunk: make_chunk(model, sampler, library, by_part[chunk.part], chunk),
+        "held-out",
+        shard,
+        progress,
+    )
 
 
 @torch.no_grad()
@@ -157,7 +152,7 @@ def load_images(
         ContextDiffusionError: chunks are missing.
     """
     files = [
-        Path(out) / chunk.file
+        chunk.path(Path(out))
         for chunk in protocol_chunks(cases, seed + 1, batch_size)
         if (chunk.part, chunk.setting, chunk.seed) == (part, setting, seed)
     ]

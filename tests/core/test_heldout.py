@@ -1,5 +1,7 @@
 """The held-out protocol: what is drawn, what survives a kill, and the plain sampler against its formula."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -100,9 +102,7 @@ def test_a_killed_run_goes_on_and_shards_share_the_work(cases, tmp_path):
     assert complete
     assert 3 + len(first.asked) + len(second.asked) == len(whole.asked)
     for chunk in protocol_chunks(cases, 2, 4):
-        assert (tmp_path / "whole" / chunk.file).read_bytes() == (
-            tmp_path / "parts" / chunk.file
-        ).read_bytes()
+        assert chunk.path(tmp_path / "whole").read_bytes() == chunk.path(tmp_path / "parts").read_bytes()
     images = load_images(tmp_path / "parts", cases, "seen", "c", 1, 4)
     assert images.shape == (12, 3, 16, 16) and images.dtype == torch.uint8
     vae = load_images(tmp_path / "parts", cases, "unseen", "vae", 0, 4)
@@ -167,3 +167,15 @@ def test_tables_hold_every_setting_and_figure():
     assert row in text
     assert "| rmse c/p | 0.800 [0.700, 0.900] |" in text
     assert format_figure([-0.002, -0.01, 0.006]) == "-0.0020 [-0.0100, 0.0060]"
+
+
+def test_without_a_bar_the_log_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    clock = iter(range(0, 100000, 40))
+    monkeypatch.setattr("context_diffusion.evaluation.chunks.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    caplog.set_level("INFO", logger="context_diffusion")
+    cases = heldout_cases(Library(), seen=12, unseen=0, transforms=0)
+    run(cases, tmp_path, seeds=1, batch_size=4, progress=False)
+    said = [record.getMessage() for record in caplog.records if record.getMessage().endswith(" left")]
+    # 40 s pass with each of 18 chunks of 4 images: every second one says it, and 64 images at 10 s each are left first.
+    assert len(said) == 9
+    assert said[0] == "held-out: 8 of 72 images, 11 min left" and said[-1] == "held-out: 72 of 72 images, 0 s left"

@@ -225,7 +225,8 @@ def _announce(
     cases: dict[str, list[TableCase]],
 ) -> None:
     """Say how many images each task takes and, from a first small batch, how long they will take."""
-    from .generate import duration, seconds_per_image
+    from ..chunks import duration
+    from .generate import seconds_per_image
     from .plan import cell_cases
 
     def size(some: list[TableChunk]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...flow_sampler import Sampler, SamplingBatch
-from ..chunks import load_chunks, save_chunk
+from ..chunks import load_chunks, make_chunks
 from ..heldout import noise_seed
 from .pictures import context_queries, contexts, prompts, queries, truths
 from .plan import Cell, TableChunk, cell_cases, cell_chunks
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from ...data.library import EmojiLibrary
     from ...model import ContextDiffusion
     from .cases import TableCase
-
-logger = logging.getLogger(__name__)
-
-_SAY_EVERY = 60.0
 
 
 @torch.no_grad()
@@ -102,31 +97,19 @@ def generate_table(
         cases: of every part.
         chunks: from `table_chunks`.
         folder: of the model's images.
-        shard: (i, n): this process makes every n-th chunk from the i-th on.
-        progress: show a bar; None does on a terminal only. Without a bar, the log says every minute how far
-            it is.
+        shard, progress: see `make_chunks`.
 
     Returns:
         Whether the folder now holds every chunk, those of other shards too.
     """
-    from tqdm import tqdm
-
-    mine = [chunk for chunk in chunks[shard[0] :: shard[1]] if not chunk.path(folder).exists()]
-    total = sum(chunk.stop - chunk.start for chunk in mine)
-    hide = None if progress is None else not progress
-    start = said = time.monotonic()
-    with tqdm(total=total, unit="image", desc=folder.name, disable=hide) as bar:
-        made = 0
-        for chunk in mine:
-            save_chunk(chunk.path(folder), make_chunk(model, sampler, library, cases, chunk))
-            made += chunk.stop - chunk.start
-            bar.update(chunk.stop - chunk.start)
-            now = time.monotonic()
-            if bar.disable and now - said > _SAY_EVERY:
-                said = now
-                left = (now - start) / made * (total - made)
-                logger.info("%s: %d of %d images, %s left", folder.name, made, total, duration(left))
-    return all(chunk.path(folder).exists() for chunk in chunks)
+    return make_chunks(
+        chunks,
+        folder,
+        lambda chunk: make_chunk(model, sampler, library, cases, chunk),
+        folder.name,
+        shard,
+        progress,
+    )
 
 
 def load_cell(folder: Path, cell: Cell, total: int, seed: int, batch_size: int) -> Tensor:
@@ -137,10 +120,3 @@ def load_cell(folder: Path, cell: Cell, total: int, seed: int, batch_size: int) 
     """
     files = [chunk.path(folder) for chunk in cell_chunks(cell, total, seed, batch_size)]
     return load_chunks(files, f"{cell.name}, seed {seed}")
-
-
-def duration(seconds: float) -> str:
-    """ "42 s", "12 min", "3.4 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
