@@ -47,7 +47,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         protocols,
         "table",
         run_table,
-        help="the paper's table: tasks, settings, numbers of context images, controls, a second model",
+        help="the paper's table: tasks, settings, numbers of context images, controls, other models",
         description="Make images of held-out emoji for every task in every setting and measure them.",
         epilog=_TABLE_EPILOG,
     )

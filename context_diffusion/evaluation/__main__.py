@@ -12,12 +12,9 @@ import logging
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import ContextDiffusionError
-
-if TYPE_CHECKING:
-    from ..model import ContextDiffusion
+from .options import add_precision, load_for_sampling, parse_shard
 
 logger = logging.getLogger(__name__)
 
@@ -45,30 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seen", type=int, default=630, help="images in the train styles")
     parser.add_argument("--unseen", type=int, default=320, help="images in the unseen styles")
     parser.add_argument("--transforms", type=int, default=320, help="images under held-out style transforms")
-
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """--precision, of the model that makes the images; what is measured of them is fp32 in any case."""
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16_matmul"),
-        default="fp32",
-        help="bf16_matmul: linear and convolution layers multiply in bf16, faster on CPUs with bf16 instructions",
-    )
-
-
-def load_for_sampling(path: Path, precision: str) -> ContextDiffusion:
-    """A checkpoint in fp32, its products in bf16 if the precision (see `add_precision`) says so."""
-    import torch
-
-    from ..checkpoint import load_checkpoint
-    from ..precision import multiply_in_bf16
-
-    # Convolutions on CPUs, where this often runs, are faster over this layout.
-    model = load_checkpoint(path).float().eval().to(memory_format=torch.channels_last)
-    if precision == "bf16_matmul":
-        multiply_in_bf16(model)
-    return model
 
 
 def sampling_settings(digest: str, options: argparse.Namespace) -> str:
@@ -165,14 +138,6 @@ def _check_ranges(options: argparse.Namespace) -> None:
             raise ContextDiffusionError(f"--{name} is {count}: give 0 to leave the part out, or at least 2")
     if not any(counts.values()):
         raise ContextDiffusionError("--seen, --unseen and --transforms are all 0: nothing is left to measure")
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """ "0/2" -> (0, 2)."""
-    index, slash, total = text.partition("/")
-    if not (slash and index.isdigit() and total.isdigit() and int(index) < int(total)):
-        raise ContextDiffusionError(f"--shard is {text!r}: give I/N such as 0/2, with I below N")
-    return int(index), int(total)
 
 
 def main(arguments: list[str] | None = None) -> int:

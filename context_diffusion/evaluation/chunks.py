@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 _SAY_EVERY = 60.0
 
 
-class Chunk(Protocol):
-    """One file: images `start` up to and without `stop` of what the chunk says."""
+class ImageFile(Protocol):
+    """A file of images of one cell: the `start`-th up to, not including, the `stop`-th."""
 
     start: int
     stop: int
@@ -30,13 +30,13 @@ class Chunk(Protocol):
         """The file, in the folder of its run."""
 
 
-AnyChunk = TypeVar("AnyChunk", bound=Chunk)
+File = TypeVar("File", bound=ImageFile)
 
 
 def make_chunks(
-    chunks: Sequence[AnyChunk],
+    chunks: Sequence[File],
     folder: Path,
-    make: Callable[[AnyChunk], Tensor],
+    make: Callable[[File], Tensor],
     name: str,
     shard: tuple[int, int] = (0, 1),
     progress: bool | None = None,

@@ -56,6 +56,7 @@ def sample_transform(rng: np.random.Generator, families: tuple[str, ...] | None 
     grounds = [name for name in families if name in GROUNDS]
     redraw = [name for name in families if name not in (*GROUNDS, "tint")]
     chosen = [str(rng.choice(redraw))]
+    # The held-out families name no ground: theirs are single steps, so that each is measured by itself.
     if grounds:
         if rng.random() < 0.2:
             chosen.append(str(rng.choice(redraw)))

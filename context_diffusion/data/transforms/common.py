@@ -29,15 +29,21 @@ def random_color(rng: np.random.Generator, low: float = 0.0, high: float = 1.0) 
     return torch.tensor(color, dtype=torch.float32).view(3, 1, 1)
 
 
+def differences(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pixel's right neighbour less its left one, and its lower less its upper one, both (B, C, H, W)."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    return across, down
+
+
 def edges(images: Tensor, width: int) -> Tensor:
     """Strength of color edges, (B, 1, H, W) in [0, 1]; `width` in pixels thickens them."""
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]).abs()
-    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]).abs()
-    edges = (across + down).amax(1, keepdim=True)
+    across, down = differences(images)
+    strength = (across.abs() + down.abs()).amax(1, keepdim=True)
     if width > 1:
-        edges = F.max_pool2d(edges, 2 * (width // 2) + 1, 1, width // 2)
-    return (edges * 2.2).clamp(0, 1)
+        strength = F.max_pool2d(strength, 2 * (width // 2) + 1, 1, width // 2)
+    return (strength * 2.2).clamp(0, 1)
 
 
 def screen(images: Tensor, pitch: float, angle: float, dots: bool) -> Tensor:

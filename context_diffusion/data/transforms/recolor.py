@@ -11,18 +11,7 @@ from .common import Step, luma, random_color, slope
 
 def palette(rng: np.random.Generator) -> Step:
     """Every color goes to a new one by a smooth random map: three to six anchor colors get random replacements."""
-    count = int(rng.integers(3, 7))
-    anchors = torch.tensor(rng.random((count, 3)), dtype=torch.float32)
-    targets = torch.stack([random_color(rng).flatten() for _ in range(count)])
-    keep_ground = rng.random() < 0.7
-
-    def step(images: Tensor, background: Tensor) -> Tensor:
-        distance = (images[:, None] - anchors.view(1, count, 3, 1, 1)).square().sum(2)
-        weights = torch.softmax(-distance * 14, dim=1)
-        mapped = torch.einsum("bkhw,kc->bchw", weights, targets)
-        return mapped + (images - mapped) * background if keep_ground else mapped
-
-    return step
+    return _replace_anchors(rng, int(rng.integers(3, 7)), sharpness=14, keep_ground=0.7)
 
 
 def duotone(rng: np.random.Generator) -> Step:
@@ -81,18 +70,8 @@ def silhouette(rng: np.random.Generator) -> Step:
 
 def poster(rng: np.random.Generator) -> Step:
     """Flat fills of a few unrelated colors: every color goes to that of its nearest anchor."""
-    count = int(rng.integers(4, 9))
-    anchors = torch.tensor(rng.random((count, 3)), dtype=torch.float32)
-    targets = torch.stack([random_color(rng).flatten() for _ in range(count)])
-    keep_ground = rng.random() < 0.6
-
-    def step(images: Tensor, background: Tensor) -> Tensor:
-        distance = (images[:, None] - anchors.view(1, count, 3, 1, 1)).square().sum(2)
-        # Nearly hard: a trace of softness keeps the drawing's smooth contours.
-        mapped = torch.einsum("bkhw,kc->bchw", torch.softmax(-distance * 90, dim=1), targets)
-        return mapped + (images - mapped) * background if keep_ground else mapped
-
-    return step
+    # Nearly hard: a trace of softness keeps the drawing's smooth contours.
+    return _replace_anchors(rng, int(rng.integers(4, 9)), sharpness=90, keep_ground=0.6)
 
 
 def curves(rng: np.random.Generator) -> Step:
@@ -134,3 +113,24 @@ def solarize(rng: np.random.Generator) -> Step:
     threshold = torch.tensor(rng.uniform(0.3, 0.7, size=(3, 1, 1)), dtype=torch.float32)
     color = random_color(rng, 0.5, 1.0)
     return lambda images, background: torch.where(images > threshold, 1 - images, images) * 0.7 + 0.3 * color
+
+
+def _replace_anchors(rng: np.random.Generator, count: int, sharpness: float, keep_ground: float) -> Step:
+    """Random anchor colors get random replacements, and every color a mixture of those of the anchors near it.
+
+    Args:
+        rng: source of the colors.
+        count: anchors.
+        sharpness: how much the nearest anchor outweighs the others.
+        keep_ground: chance that the ground keeps its color.
+    """
+    anchors = torch.tensor(rng.random((count, 3)), dtype=torch.float32)
+    targets = torch.stack([random_color(rng).flatten() for _ in range(count)])
+    kept = rng.random() < keep_ground
+
+    def step(images: Tensor, background: Tensor) -> Tensor:
+        distance = (images[:, None] - anchors.view(1, count, 3, 1, 1)).square().sum(2)
+        mapped = torch.einsum("bkhw,kc->bchw", torch.softmax(-distance * sharpness, dim=1), targets)
+        return mapped + (images - mapped) * background if kept else mapped
+
+    return step

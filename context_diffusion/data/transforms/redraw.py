@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import Step, edges, luma, random_color, screen
+from .common import Step, differences, edges, luma, random_color, screen
 
 
 def line_art(rng: np.random.Generator) -> Step:
@@ -55,13 +55,7 @@ def halftone(rng: np.random.Generator) -> Step:
     """Dots of one ink on paper, larger where the image is darker."""
     pitch, angle = rng.uniform(5, 9), rng.uniform(0, np.pi / 2)
     paper, ink = random_color(rng, 0.8, 1.0), random_color(rng, 0.0, 0.6)
-
-    def step(images: Tensor, background: Tensor) -> Tensor:
-        pattern = screen(images, pitch, angle, dots=True)
-        ink_here = torch.sigmoid(((1 - luma(images)) * 1.1 - pattern) * 12)
-        return paper + (ink - paper) * ink_here
-
-    return step
+    return _print_through_screen(paper, ink, pitch, angle, dots=True, sharpness=12)
 
 
 def weight(rng: np.random.Generator) -> Step:
@@ -81,12 +75,10 @@ def soft(rng: np.random.Generator) -> Step:
     sigma, wash = rng.uniform(1.2, 2.6), rng.uniform(0.0, 0.4)
 
     def step(images: Tensor, background: Tensor) -> Tensor:
+        from scipy.ndimage import gaussian_filter
+
         scaled = sigma * images.shape[-1] / 128
-        reach = max(1, round(2.5 * scaled))
-        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / scaled) ** 2).to(images)
-        taps = (taps / taps.sum()).expand(3, 1, -1)
-        padded = F.pad(images, (reach,) * 4, mode="replicate")
-        blurred = F.conv2d(F.conv2d(padded, taps[:, :, None], groups=3), taps[:, :, :, None], groups=3)
+        blurred = torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, scaled, scaled), mode="nearest"))
         return blurred + (1 - blurred) * wash
 
     return step
@@ -98,9 +90,7 @@ def relief(rng: np.random.Generator) -> Step:
     depth, fill = rng.uniform(0.8, 1.8), rng.uniform(0.0, 0.35)
 
     def step(images: Tensor, background: Tensor) -> Tensor:
-        padded = F.pad(luma(images), (1, 1, 1, 1), mode="replicate")
-        across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
-        down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+        across, down = differences(luma(images))
         return paper + fill * (images - paper) + depth * (np.cos(angle) * across + np.sin(angle) * down)
 
     return step
@@ -123,10 +113,15 @@ def stripes(rng: np.random.Generator) -> Step:
     """Held out: an engraving, stripes of one ink whose width follows the darkness."""
     pitch, angle = rng.uniform(5, 8), rng.uniform(0, np.pi)
     paper, ink = random_color(rng, 0.7, 1.0), random_color(rng, 0.0, 0.6)
+    return _print_through_screen(paper, ink, pitch, angle, dots=False, sharpness=10)
+
+
+def _print_through_screen(paper: Tensor, ink: Tensor, pitch: float, angle: float, dots: bool, sharpness: float) -> Step:
+    """Ink where the image is darker than the screen, see `common.screen`."""
 
     def step(images: Tensor, background: Tensor) -> Tensor:
-        pattern = screen(images, pitch, angle, dots=False)
-        ink_here = torch.sigmoid(((1 - luma(images)) * 1.1 - pattern) * 10)
-        return paper + (ink - paper) * ink_here
+        pattern = screen(images, pitch, angle, dots)
+        printed = torch.sigmoid(((1 - luma(images)) * 1.1 - pattern) * sharpness)
+        return paper + (ink - paper) * printed
 
     return step

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ContextDiffusionError
-from ..__main__ import add_precision, load_for_sampling, parse_shard
+from ..options import add_precision, load_for_sampling, parse_shard
 from .plan import SETTINGS, Selection
 from .tasks import PARTS, TASKS
 

@@ -104,19 +104,19 @@ def _model_columns(protocol: dict, name: str, task: dict) -> dict[str, list[str]
     def measured(setting: str, figure: str) -> list[str]:
         return [_cell(task["rows"], model, setting, k, figure) for model in models]
 
-    def compared(comparison: str, of: str = "{}") -> list[str]:
-        keys = [(of.format(model), comparison) for model in models]
+    def compared(names: list[str], comparison: str) -> list[str]:
+        keys = [(name, comparison) for name in names]
         return [_triple(comparisons[key]) if key in comparisons else "" for key in keys]
 
-    against = f"{models[0]} against {{}}"
+    duels = [f"{models[0]} against {model}" for model in models]
     return {
         f"{column_name(figure)} C+P": measured("cp", figure),
         f"{column_name(figure)} C": measured("c", figure),
         "style accuracy C": measured("c", "style_accuracy"),
-        "RMSE C / shuffled": compared("rmse c / shuffled"),
-        "style accuracy that shuffling loses": compared("style accuracy above chance that shuffling loses"),
-        f"{models[0]} wins C+P": compared(f"win rate cp, k = {k}", against),
-        f"{models[0]} wins C": compared(f"win rate c, k = {k}", against),
+        "RMSE C / shuffled": compared(models, "rmse c / shuffled"),
+        "style accuracy that shuffling loses": compared(models, "style accuracy above chance that shuffling loses"),
+        f"{models[0]} wins C+P": compared(duels, f"win rate cp, k = {k}"),
+        f"{models[0]} wins C": compared(duels, f"win rate c, k = {k}"),
     }
 
 

@@ -1,0 +1,44 @@
+"""What the options that both evaluations have mean."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ContextDiffusionError
+
+if TYPE_CHECKING:
+    from ..model import ContextDiffusion
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """--precision, of the model that makes the images; what is measured of them is fp32 in any case."""
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16_matmul"),
+        default="fp32",
+        help="bf16_matmul: linear and convolution layers multiply in bf16, faster on CPUs with bf16 instructions",
+    )
+
+
+def load_for_sampling(path: Path, precision: str) -> ContextDiffusion:
+    """A checkpoint in fp32, its products in bf16 if the precision (see `add_precision`) says so."""
+    import torch
+
+    from ..checkpoint import load_checkpoint
+    from ..precision import multiply_in_bf16
+
+    # Convolutions on CPUs, where this often runs, are faster over this layout.
+    model = load_checkpoint(path).float().eval().to(memory_format=torch.channels_last)
+    if precision == "bf16_matmul":
+        multiply_in_bf16(model)
+    return model
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "0/2" -> (0, 2)."""
+    index, slash, total = text.partition("/")
+    if not (slash and index.isdigit() and total.isdigit() and int(index) < int(total)):
+        raise ContextDiffusionError(f"--shard is {text!r}: give I/N such as 0/2, with I below N")
+    return int(index), int(total)
