@@ -19,8 +19,10 @@ class ContextDiffusionEncodeVisualContext(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        # Optional, so that the node before the first socket can be bypassed like any other.
         image = io.Image.Input(
             "image",
+            optional=True,
             tooltip="A context image. A batch counts as that many images; sizes may differ from socket to socket.",
         )
         return io.Schema(
@@ -113,7 +115,9 @@ def _weight_of_each_image(text, names, counts):
     from ..context_diffusion.visual_context import check_weights
 
     if not counts:
-        raise ContextDiffusionError("no context image: connect at least one image to Encode Visual Context")
+        raise ContextDiffusionError(
+            "no context image: connect at least one image to Encode Visual Context, or end the bypass of one"
+        )
     numbers = text.replace(",", " ").replace(";", " ").split()
     try:
         numbers = [float(number) for number in numbers]

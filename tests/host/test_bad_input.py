@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .prompt import Link, NodeRef, Prompt
-from .server import NodeError, PromptRejected, Server
+from .server import NodeError, Server
 from .test_conditioning import WIDTH, combine, style_model, text
 from .test_visual_context import clip_vision, encode, image
 
@@ -64,12 +64,9 @@ def test_weights(host: Server, weights: str, words: list[str]) -> None:
     fails(host, prompt, node[0], ENCODE, "weights", *words)
 
 
-def test_no_image_is_refused_before_anything_runs(host: Server) -> None:
+def test_no_image_at_all(host: Server) -> None:
     prompt = Prompt()
-    node = encode(prompt, clip_vision(prompt))
-    prompt.add("ProbeSave", value=node[0])
-    with pytest.raises(PromptRejected, match="image0"):
-        host.run(prompt)
+    fails(host, prompt, encode(prompt, clip_vision(prompt))[0], ENCODE, "no context image", "connect at least one")
 
 
 def test_parts_that_a_loader_did_not_have(host: Server) -> None:

@@ -78,6 +78,18 @@ def test_mean_sum_concat_and_weights(host: Server) -> None:
     assert got["mean"]["context_diffusion.images"] == 4
 
 
+@pytest.mark.parametrize("bypassed", [0, 1, 2])
+def test_any_image_may_be_bypassed(host: Server, bypassed: int) -> None:
+    """The editor leaves a bypassed image out of the prompt, and out of no other socket's name."""
+    prompt = Prompt()
+    encoder, pictures = clip_vision(prompt), [image(prompt, seed) for seed in (1, 2, 3)]
+    ours = encode(prompt, encoder, *pictures)
+    del prompt.nodes[ours.id]["inputs"][f"images.image{bypassed}"]
+    without = encode(prompt, encoder, *(picture for i, picture in enumerate(pictures) if i != bypassed))
+    got = run(host, prompt, ours=ours[0], without=without[0])
+    assert all(torch.equal(got["ours"][name], got["without"][name]) for name in FEATURES)
+
+
 def test_concat_of_a_batch_is_the_native_batch(host: Server) -> None:
     prompt = Prompt()
     encoder, batch = clip_vision(prompt), image(prompt, 4, batch=3)
