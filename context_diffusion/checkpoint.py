@@ -80,9 +80,7 @@ def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtyp
 
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ContextDiffusionError(
-            f"{path} does not end in .safetensors: a checkpoint is written in that format only"
-        )
+        raise ContextDiffusionError(f"{path} does not end in .safetensors: a checkpoint is written in that format only")
     if path.is_dir():
         raise ContextDiffusionError(f"{path} is a folder: give the name of a .safetensors file")
     problems = misfits(model)
@@ -107,9 +105,7 @@ def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtyp
         _sync(target.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ContextDiffusionError(
-            f"{path} cannot be written: {reason}; choose another place or make room"
-        ) from error
+        raise ContextDiffusionError(f"{path} cannot be written: {reason}; choose another place or make room") from error
     finally:
         # After success it has its new name; where the folder could not be made there never was one.
         if temporary.exists():
@@ -183,9 +179,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         "path": str(path),
         "size": header.size,
         "format_version": config["format_version"],
-        "modelspec": {
-            key[len(start) :]: v for key, v in sorted(header.metadata.items()) if key.startswith(start)
-        },
+        "modelspec": {key[len(start) :]: v for key, v in sorted(header.metadata.items()) if key.startswith(start)},
         "config": {name: config[name] for name in PARTS if config.get(name) is not None},
         "variant": config.get("variant", {}),
         "schedule": config.get("schedule") or {},
@@ -269,9 +263,7 @@ def read_config(path: Path, header: Header) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ContextDiffusionError(
-            f"{path} has a config that is not JSON ({error}): save it again"
-        ) from error
+        raise ContextDiffusionError(f"{path} has a config that is not JSON ({error}): save it again") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
         raise ContextDiffusionError(
@@ -326,18 +318,14 @@ def _check_keys(path: Path, parts: dict[str, torch.nn.Module], entries: dict[str
     problems += [f"{len(extra)} that its config does not know ({_some(extra)})"] if extra else []
     problems += [f"{len(shapes)} of a wrong shape ({_some(shapes)})"] if shapes else []
     if problems:
-        raise ContextDiffusionError(
-            f"{path} does not hold the tensors its config asks for: {', '.join(problems)}"
-        )
+        raise ContextDiffusionError(f"{path} does not hold the tensors its config asks for: {', '.join(problems)}")
 
 
 def _some(items: list[str]) -> str:
     return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
 
 
-def _fill(
-    path: Path, parts: dict[str, torch.nn.Module], device: torch.device, dtype: torch.dtype | None
-) -> None:
+def _fill(path: Path, parts: dict[str, torch.nn.Module], device: torch.device, dtype: torch.dtype | None) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -348,12 +336,8 @@ def _fill(
                     # A copy, or the model would hang on the open file: Windows could not replace it.
                     tensor = file.get_tensor(key)
                     if not torch.isfinite(tensor).all():
-                        raise ContextDiffusionError(
-                            f"{path}: {key} holds NaN or infinite values, it cannot be used"
-                        )
-                    weights[own_key] = tensor.to(
-                        device, dtype if tensor.is_floating_point() else None, copy=True
-                    )
+                        raise ContextDiffusionError(f"{path}: {key} holds NaN or infinite values, it cannot be used")
+                    weights[own_key] = tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True)
                 module.load_state_dict(weights, assign=True)
                 fill_buffers(module)
                 module.to(device)

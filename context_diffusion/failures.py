@@ -42,8 +42,7 @@ def report(error: BaseException) -> int | None:
         if extra is None:
             return None
         return _say(
-            f"this command needs {error.name}, which is not installed: "
-            f'run `pip install "context-diffusion[{extra}]"`',
+            f'this command needs {error.name}, which is not installed: run `pip install "context-diffusion[{extra}]"`',
             WRONG_INPUT,
         )
     if isinstance(error, MemoryError):

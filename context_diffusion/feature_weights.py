@@ -39,9 +39,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _NUMPY_NAMES:
-            raise ContextDiffusionError(
-                f"the weights file asks for {module}.{name}: delete it, it is another file"
-            )
+            raise ContextDiffusionError(f"the weights file asks for {module}.{name}: delete it, it is another file")
         import numpy
 
         if name == "_reconstruct":

@@ -121,9 +121,7 @@ class FlowSampler:
         branches = []
         for name in weights:
             branches.append(
-                model.condition(
-                    text if name == FULL else null_text, null_context if name == NULL else context
-                )
+                model.condition(text if name == FULL else null_text, null_context if name == NULL else context)
             )
         y = torch.cat(branches)
         query = None
@@ -172,6 +170,4 @@ class FlowSampler:
         """Each row from its own seed, so that an image does not depend on its batch."""
         factor = vae_scale_factor(self.model.vae.config)
         shape = (self.model.unet.config.in_channels, batch.size // factor, batch.size // factor)
-        return torch.stack(
-            [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in batch.seeds]
-        )
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in batch.seeds])

@@ -77,9 +77,7 @@ def build_from_stable_diffusion(
 
     text_width, vision_width = unet.config.cross_attention_dim, image_encoder.config.hidden_size
     if not isinstance(text_width, int):
-        raise ContextDiffusionError(
-            f"{root} has a UNet with cross_attention_dim {text_width}: one number is needed"
-        )
+        raise ContextDiffusionError(f"{root} has a UNet with cross_attention_dim {text_width}: one number is needed")
     projector = ContextProjector(vision_width, text_width)
     nn.init.normal_(projector.linear.weight, std=0.1 / math.sqrt(vision_width))
     nn.init.zeros_(projector.linear.bias)
@@ -144,9 +142,7 @@ def _load(maker: Any, folder: Path, variant: str | None) -> nn.Module:
     # The libraries fill what a file lacks with random numbers, and go on.
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("position_ids"))
     if missing:
-        raise ContextDiffusionError(
-            f"{folder} lacks {len(missing)} weights of a {maker.__name__}: {missing[0]} ..."
-        )
+        raise ContextDiffusionError(f"{folder} lacks {len(missing)} weights of a {maker.__name__}: {missing[0]} ...")
     return module
 
 
@@ -181,9 +177,7 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
     if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
-        raise ContextDiffusionError(
-            f"{folder} has neither vocab.json nor tokenizer.json: a CLIPTokenizer is needed"
-        )
+        raise ContextDiffusionError(f"{folder} has neither vocab.json nor tokenizer.json: a CLIPTokenizer is needed")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -211,15 +205,11 @@ def _schedule(folder: Path) -> dict[str, Any]:
         name = json.loads(file.read_text(encoding="utf-8"))["_class_name"]
         config = getattr(diffusers, name).from_pretrained(folder, local_files_only=True).config
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ContextDiffusionError(
-            f"{file} is not the config of a scheduler that diffusers has: {error}"
-        ) from error
+        raise ContextDiffusionError(f"{file} is not the config of a scheduler that diffusers has: {error}") from error
     if name.startswith("FlowMatch"):
         return {"prediction_type": "flow", "num_train_timesteps": config.num_train_timesteps}
     if config.get("trained_betas") is not None:
-        raise ContextDiffusionError(
-            f"{file} has betas of its own (trained_betas): a named beta_schedule is needed"
-        )
+        raise ContextDiffusionError(f"{file} has betas of its own (trained_betas): a named beta_schedule is needed")
     schedule = {key: config.get(key, default) for key, default in DEFAULT_SCHEDULE.items()}
     if schedule["prediction_type"] not in PREDICTION_TYPES:
         raise ContextDiffusionError(

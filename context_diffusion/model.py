@@ -93,9 +93,7 @@ class ContextDiffusion(nn.Module):
         self.info = dict(info or {})
 
     @classmethod
-    def from_stable_diffusion(
-        cls, stable_diffusion: str | Path, clip: str | Path, **options: Any
-    ) -> ContextDiffusion:
+    def from_stable_diffusion(cls, stable_diffusion: str | Path, clip: str | Path, **options: Any) -> ContextDiffusion:
         """Start from a StableDiffusionPipeline folder and a CLIPModel folder on disk.
 
         Layout encoder and projector are fresh; see `from_stable_diffusion.build_from_stable_diffusion` for

@@ -111,9 +111,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         self.vae_scale_factor = vae_scale_factor(vae.config) if vae is not None else 8
 
     @classmethod
-    def from_model(
-        cls, model: ContextDiffusion, scheduler: SchedulerMixin | None = None
-    ) -> ContextDiffusionPipeline:
+    def from_model(cls, model: ContextDiffusion, scheduler: SchedulerMixin | None = None) -> ContextDiffusionPipeline:
         """A pipeline around a model's own parts; its scheduler is the model's unless given."""
         if model.example_encoder is not None:
             raise ContextDiffusionError(
@@ -372,9 +370,8 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
                     shown = tensors["query_map"]
                     layout = self._stem(shown)
                 prediction = self._predict(t, tensors, weights, layout if heard else None, layout_strength)
-                tensors["latents"] = self.scheduler.step(
-                    prediction, t, tensors["latents"], **extra, return_dict=False
-                )[0]
+                stepped = self.scheduler.step(prediction, t, tensors["latents"], **extra, return_dict=False)
+                tensors["latents"] = stepped[0]
                 if callback_on_step_end is not None:
                     handed = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     changed = callback_on_step_end(self, i, t, handed) or {}

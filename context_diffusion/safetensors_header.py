@@ -66,9 +66,7 @@ def read_header(path: str | Path) -> Header:
     if size < expected:
         raise ContextDiffusionError(f"{path} is truncated: {size} of {expected} bytes; copy or save it again")
     if size > expected:
-        raise ContextDiffusionError(
-            f"{path} has {size} bytes where its header says {expected}: save it again"
-        )
+        raise ContextDiffusionError(f"{path} has {size} bytes where its header says {expected}: save it again")
     return Header(metadata, tensors, size)
 
 
@@ -76,9 +74,7 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
     """Name what a file is when it is one of the kinds that people give by mistake."""
     pickle = "only .safetensors files are opened, since opening a pickle can run any code: convert it first"
     if start[:4] == b"PK\x03\x04":
-        raise ContextDiffusionError(
-            f"{path} is a zip archive, as PyTorch writes pickles (.pt, .ckpt, .bin): {pickle}"
-        )
+        raise ContextDiffusionError(f"{path} is a zip archive, as PyTorch writes pickles (.pt, .ckpt, .bin): {pickle}")
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         # A header of 0x..80 bytes has the same two bytes, and "{" after the length.
         if start[8:9] != b"{":
@@ -101,9 +97,7 @@ def _parse(path: Path, text: bytes) -> tuple[dict[str, str], dict[str, TensorEnt
             end = max(end, int(entry["data_offsets"][1]))
         strings = all(isinstance(value, str) for value in metadata.values())
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise ContextDiffusionError(
-            f"{path} is not a .safetensors file: its header cannot be read"
-        ) from error
+        raise ContextDiffusionError(f"{path} is not a .safetensors file: its header cannot be read") from error
     if not strings:
         raise ContextDiffusionError(f"{path} is not a .safetensors file: its metadata are not strings")
     return metadata, tensors, end

@@ -87,9 +87,7 @@ def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
     )
 
 
-def set_timesteps(
-    scheduler: SchedulerMixin, steps: int, device: torch.device, strength: float = 1.0
-) -> torch.Tensor:
+def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device, strength: float = 1.0) -> torch.Tensor:
     """Set up a scheduler for one run.
 
     Args:

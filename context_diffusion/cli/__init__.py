@@ -16,6 +16,7 @@ from .parser import build_parser
 
 __all__ = ["build_parser", "main"]
 
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 

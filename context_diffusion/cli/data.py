@@ -12,9 +12,7 @@ from .parser import new_command, whole_number
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `data emoji` and `data squeezenet`."""
-    parser = commands.add_parser(
-        "data", help="make a training data set", description="Make a training data set."
-    )
+    parser = commands.add_parser("data", help="make a training data set", description="Make a training data set.")
     sets = parser.add_subparsers(title="data sets", metavar="NAME", required=True)
     emoji = new_command(
         sets,
@@ -28,9 +26,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         ),
     )
     emoji.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    emoji.add_argument(
-        "--size", type=whole_number(16, 1024), default=128, help="side of the images in pixels (128)"
-    )
+    emoji.add_argument("--size", type=whole_number(16, 1024), default=128, help="side of the images in pixels (128)")
     emoji.add_argument("--workers", type=whole_number(1), default=2, help="processes that render (2)")
     emoji.add_argument(
         "--limit",

@@ -50,9 +50,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
     )
     what = parser.add_argument_group("what to draw")
-    what.add_argument(
-        "--context", nargs="+", type=Path, metavar="IMAGE", help="images whose style to take, any number"
-    )
+    what.add_argument("--context", nargs="+", type=Path, metavar="IMAGE", help="images whose style to take, any number")
     what.add_argument(
         "--context-weights",
         nargs="+",
@@ -131,12 +129,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         default=0,
         help="another number, another image; image i has seed + i (0)",
     )
-    how.add_argument(
-        "--height", type=whole_number(1), metavar="PIXELS", help="of the images; default: the model's own"
-    )
-    how.add_argument(
-        "--width", type=whole_number(1), metavar="PIXELS", help="of the images; default: the model's own"
-    )
+    how.add_argument("--height", type=whole_number(1), metavar="PIXELS", help="of the images; default: the model's own")
+    how.add_argument("--width", type=whole_number(1), metavar="PIXELS", help="of the images; default: the model's own")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     how.add_argument("--dtype", default="auto", help="auto, fp32, fp16, bf16 (auto)")
 
@@ -201,8 +195,7 @@ def _sizes(arguments: argparse.Namespace, metadata: dict[str, Any]) -> tuple[int
         if side % factor:
             near = max(factor, round(side / factor) * factor)
             raise ContextDiffusionError(
-                f"{name} is {side}, which the model's VAE cannot take: give a multiple of {factor}, "
-                f"such as {near}"
+                f"{name} is {side}, which the model's VAE cannot take: give a multiple of {factor}, such as {near}"
             )
     return height, width, config.get("image_encoder", {}).get("image_size", min(height, width))
 

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 MOST_COLUMNS = 8
 
 
-def inputs_and_outputs(
-    query: Tensor | None, map_name: str, context: list[Tensor], outputs: list[Tensor]
-) -> Tensor:
+def inputs_and_outputs(query: Tensor | None, map_name: str, context: list[Tensor], outputs: list[Tensor]) -> Tensor:
     """Query, its map, context images and outputs with labels, in lines of at most `MOST_COLUMNS`.
 
     Args:

@@ -71,9 +71,7 @@ def describe_model(name_or_file: str) -> list[str]:
     for part, facts in metadata["parts"].items():
         lines.append(f"  {part:<16} {facts['parameters']:>12,}  {', '.join(facts['dtypes'])}")
     missing = [
-        part
-        for part in ("layout_encoder", "vae", "text_encoder", "image_encoder")
-        if part not in metadata["parts"]
+        part for part in ("layout_encoder", "vae", "text_encoder", "image_encoder") if part not in metadata["parts"]
     ]
     if missing:
         lines.append(f"  not in the file: {', '.join(missing)}")

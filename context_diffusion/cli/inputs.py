@@ -42,13 +42,10 @@ def collect_inputs(arguments: argparse.Namespace) -> Inputs:
     if not inputs.context and inputs.query is None and not (inputs.prompt or "").strip():
         raise ContextDiffusionError("nothing to go by: give --context, --query, --prompt or --example")
     if arguments.map is not None and inputs.query is None:
-        raise ContextDiffusionError(
-            "--map says what to take of the query, and there is none: give --query too"
-        )
+        raise ContextDiffusionError("--map says what to take of the query, and there is none: give --query too")
     weights = arguments.context_weights
     if weights is not None and len(weights) != len(inputs.context):
         raise ContextDiffusionError(
-            f"--context-weights has {len(weights)} numbers for {len(inputs.context)} context images: "
-            "give one for each"
+            f"--context-weights has {len(weights)} numbers for {len(inputs.context)} context images: give one for each"
         )
     return inputs

@@ -29,9 +29,7 @@ def check_writable(path: Path) -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise ContextDiffusionError(
-            f"cannot write {path}: {folder} is a file and not a folder; choose another"
-        )
+        raise ContextDiffusionError(f"cannot write {path}: {folder} is a file and not a folder; choose another")
     try:
         # Permission bits do not tell: file systems are mounted read-only, and root may write anywhere.
         with tempfile.TemporaryFile(dir=folder) as file:

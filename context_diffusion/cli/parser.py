@@ -88,11 +88,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], fl
             value = math.nan
         if not (math.isfinite(value) and low <= value <= high):
             limits = (
-                ""
-                if low == -math.inf
-                else f", {low:g} or more"
-                if high == math.inf
-                else f" in [{low:g}, {high:g}]"
+                "" if low == -math.inf else f", {low:g} or more" if high == math.inf else f" in [{low:g}, {high:g}]"
             )
             raise argparse.ArgumentTypeError(f"got {text!r}, expected a number{limits}")
         return value

@@ -29,12 +29,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         description="Train one stage of a model as a TOML file says; options replace its values.",
         epilog=_EPILOG,
     )
-    parser.add_argument(
-        "config", type=Path, metavar="CONFIG.toml", help="such as configs/emoji-128/1-vae.toml"
-    )
-    parser.add_argument(
-        "--processes", type=whole_number(1), metavar="N", help="processes that average their gradients"
-    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.toml", help="such as configs/emoji-128/1-vae.toml")
+    parser.add_argument("--processes", type=whole_number(1), metavar="N", help="processes that average their gradients")
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads of each process")
     parser.add_argument(
         "--precision",
@@ -61,9 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .launch import launch
     from .outputs import check_writable
 
-    overrides = {
-        name: getattr(arguments, name) for name in (*_PASSED_ON, "processes") if name != "stop_after"
-    }
+    overrides = {name: getattr(arguments, name) for name in (*_PASSED_ON, "processes") if name != "stop_after"}
     config = load_config(arguments.config, overrides)
     check_writable(Path(config.out) / "state.safetensors")
     command = [sys.executable, "-m", "context_diffusion.training", str(arguments.config)]

@@ -23,16 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--model", type=Path, required=True, help="checkpoint, a .safetensors file")
     parser.add_argument("--data", type=Path, required=True, help="folder of `context-diffusion data emoji`")
-    parser.add_argument(
-        "--squeezenet", type=Path, required=True, help="SqueezeNet weights; see --fetch-squeezenet"
-    )
-    parser.add_argument(
-        "--fetch-squeezenet", action="store_true", help="download those weights first if missing"
-    )
+    parser.add_argument("--squeezenet", type=Path, required=True, help="SqueezeNet weights; see --fetch-squeezenet")
+    parser.add_argument("--fetch-squeezenet", action="store_true", help="download those weights first if missing")
     parser.add_argument("--out", type=Path, required=True, help="folder for images and figures")
-    parser.add_argument(
-        "--shard", default="0/1", metavar="I/N", help="make every N-th chunk from the I-th on"
-    )
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="make every N-th chunk from the I-th on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     parser.add_argument("--guidance", type=float, default=3.0, help="of text and of context (default 3)")

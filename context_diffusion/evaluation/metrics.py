@@ -86,9 +86,7 @@ def foreground_mask(images: Tensor, tolerance: float = 0.06) -> Tensor:
     """
     from skimage.measure import label
 
-    corners = torch.stack(
-        [images[..., 0, 0], images[..., 0, -1], images[..., -1, 0], images[..., -1, -1]], dim=-1
-    )
+    corners = torch.stack([images[..., 0, 0], images[..., 0, -1], images[..., -1, 0], images[..., -1, -1]], dim=-1)
     color = corners.median(dim=-1).values[..., None, None]
     plain = ((images - color).abs().amax(1) <= tolerance).cpu()
     masks = torch.ones_like(plain)
@@ -99,9 +97,7 @@ def foreground_mask(images: Tensor, tolerance: float = 0.06) -> Tensor:
     return masks.to(images.device)
 
 
-def kid(
-    first: Tensor, second: Tensor, subset_size: int | None = None, subsets: int = 50, seed: int = 0
-) -> float:
+def kid(first: Tensor, second: Tensor, subset_size: int | None = None, subsets: int = 50, seed: int = 0) -> float:
     """Kernel inception distance: unbiased MMD^2 under k(x, y) = (x.y / d + 1)^3 (arXiv 1801.01401).
 
     Name a figure by its features: KID-EffNetLite0. Near 0, and at times below it, for equal distributions.

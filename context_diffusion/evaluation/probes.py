@@ -65,9 +65,7 @@ def fit_probe(
         ContextDiffusionError: fewer than two classes, or counts that do not fit.
     """
     if len(features) != len(labels):
-        raise ContextDiffusionError(
-            f"{len(features)} features and {len(labels)} labels: one label for each row"
-        )
+        raise ContextDiffusionError(f"{len(features)} features and {len(labels)} labels: one label for each row")
     classes = tuple(sorted(set(labels)))
     if len(classes) < 2:
         raise ContextDiffusionError(f"labels hold {len(classes)} class: a probe needs at least 2")

@@ -105,9 +105,7 @@ def heldout_cases(
                 others = [name for name in library.styles if name != style]
                 others = [name for name in others if all(library.has(name, one) for one in context)]
                 if not others:
-                    raise ContextDiffusionError(
-                        f"no other style holds {', '.join(context)} for a shuffled context"
-                    )
+                    raise ContextDiffusionError(f"no other style holds {', '.join(context)} for a shuffled context")
                 other = str(rng.choice(others))
                 seeds = rng.integers(2**31, size=2).tolist() if part == "transforms" else (None, None)
                 cases.append(Case(part, style, key, context, other, *seeds))

@@ -193,9 +193,7 @@ def kid_draws(
     within = within + sum(polynomial_kernel(one, one) for one in first) / len(first)
     within.fill_diagonal_(0.0)
     across = sum(polynomial_kernel(one, second) for one in first) / len(first)
-    weights = torch.cat(
-        [torch.ones(1, len(second), dtype=torch.float64), resample_groups(groups, samples, seed)]
-    )
+    weights = torch.cat([torch.ones(1, len(second), dtype=torch.float64), resample_groups(groups, samples, seed)])
     total = weights.sum(1)
     pairs = total.square() - weights.square().sum(1)
     own = weights @ across.diagonal()

@@ -66,9 +66,7 @@ class Measured:
     features: Tensor = field(repr=False)
 
 
-def fit_judges(
-    library: EmojiLibrary, squeezenet: SqueezeNetFeatures, per_style: int = 600, seed: int = 0
-) -> Judges:
+def fit_judges(library: EmojiLibrary, squeezenet: SqueezeNetFeatures, per_style: int = 600, seed: int = 0) -> Judges:
     """Fit the style classifier on codepoints that are not held out, all nine styles.
 
     Args:

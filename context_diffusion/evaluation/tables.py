@@ -64,15 +64,11 @@ def markdown(report: dict) -> str:
                 if row in settings
             ],
         )
-        lines += format_table(
-            ["ratio", ""], [[name, format_figure(value)] for name, value in found["ratios"].items()]
-        )
+        lines += format_table(["ratio", ""], [[name, format_figure(value)] for name, value in found["ratios"].items()])
     if "probes" in report:
         lines += ["## Linear probes, accuracy on held-out emoji", ""]
         sources = list(next(iter(report["probes"].values())))
-        rows = [
-            [label, *(format_figure(found[s]) for s in sources)] for label, found in report["probes"].items()
-        ]
+        rows = [[label, *(format_figure(found[s]) for s in sources)] for label, found in report["probes"].items()]
         lines += format_table(["label", *sources], rows)
     return "\n".join(lines).rstrip() + "\n"
 

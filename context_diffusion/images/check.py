@@ -41,9 +41,7 @@ def check_images(images: Tensor, name: str = "images") -> Tensor:
         raise ContextDiffusionError(f"{name}: shape is {shape}, expected (3, H, W) or (B, 3, H, W)")
     if images.shape[1] != 3:
         hint = "channels come last here: permute to (B, 3, H, W)" if shape[-1] == 3 else "convert to RGB"
-        raise ContextDiffusionError(
-            f"{name}: shape is {shape} with {images.shape[1]} channels, expected 3; {hint}"
-        )
+        raise ContextDiffusionError(f"{name}: shape is {shape} with {images.shape[1]} channels, expected 3; {hint}")
     if images.numel() == 0:
         raise ContextDiffusionError(f"{name}: shape is {shape}, which is empty; give at least one image")
     low, high = (value.item() for value in torch.aminmax(images.detach()))
@@ -55,7 +53,5 @@ def check_images(images: Tensor, name: str = "images") -> Tensor:
             hint = "from [-1, 1] convert with (x + 1) / 2"
         else:
             hint = "divide 8-bit values by 255, or clip"
-        raise ContextDiffusionError(
-            f"{name}: values reach from {low:.4g} to {high:.4g}, expected [0, 1]; {hint}"
-        )
+        raise ContextDiffusionError(f"{name}: values reach from {low:.4g} to {high:.4g}, expected [0, 1]; {hint}")
     return images.clamp(0, 1) if low < 0 or high > 1 else images

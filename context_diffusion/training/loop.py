@@ -91,9 +91,7 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
         multiply_in_bf16(module)
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     ema = {name: value.detach().clone() for name, value in trained.items()}
-    optimizer = MuonAdamW(
-        trained.items(), lr=config.learning_rate, weight_decay=config.weight_decay, dtype=multiply
-    )
+    optimizer = MuonAdamW(trained.items(), lr=config.learning_rate, weight_decay=config.weight_decay, dtype=multiply)
     state_file = out / "state.safetensors"
     first = load_state(state_file, module, ema, optimizer) if state_file.exists() else 0
     wrapped = accelerator.prepare(module) if world > 1 else module

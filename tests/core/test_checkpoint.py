@@ -104,9 +104,7 @@ def test_weights_of_clip_load_in_the_naming_of_either_transformers_release(model
     # transformers 5, and 4, name the same weight so:
     for own in ("encoder.layers.0.mlp.fc1.weight", "text_model.encoder.layers.0.mlp.fc1.weight"):
         assert file_key("text_encoder", own) == "text_encoder.text_model.encoder.layers.0.mlp.fc1.weight"
-    assert (
-        file_key("image_encoder", "post_layernorm.bias") == "image_encoder.vision_model.post_layernorm.bias"
-    )
+    assert file_key("image_encoder", "post_layernorm.bias") == "image_encoder.vision_model.post_layernorm.bias"
     assert file_key("unet", "conv_in.bias") == "unet.conv_in.bias"
 
 
@@ -298,9 +296,7 @@ def test_what_is_not_saved(tmp_path):
 def test_parts_that_do_not_fit_are_not_saved(tmp_path):
     model = tiny_model()
     model.unet = tiny_unet(in_channels=8)
-    with pytest.raises(
-        ContextDiffusionError, match="not saved: the UNet's in_channels is 8 and the layout enc"
-    ):
+    with pytest.raises(ContextDiffusionError, match="not saved: the UNet's in_channels is 8 and the layout enc"):
         save_checkpoint(model, tmp_path / "x.safetensors")
 
 

@@ -28,9 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_checkpoint(
-        tiny_model(prediction_type="flow"), tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    )
+    return save_checkpoint(tiny_model(prediction_type="flow"), tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,7 @@ def archive_bytes(files):
 
 
 CONTENT = archive_bytes({"svg/1F600.svg": b"<svg/>", "readme.md": b"hello"})
-PACKAGE = Package(
-    "@scope/icons", "1.2.3", base64.b64encode(hashlib.sha512(CONTENT).digest()).decode(), "MIT", "us"
-)
+PACKAGE = Package("@scope/icons", "1.2.3", base64.b64encode(hashlib.sha512(CONTENT).digest()).decode(), "MIT", "us")
 
 
 @pytest.fixture
@@ -162,9 +160,7 @@ def test_styles_are_those_of_the_plan():
 
 
 class TestSplit:
-    GROUPS = {
-        f"{group}{i}": group for group, count in (("a", 100), ("b", 37), ("c", 4)) for i in range(count)
-    }
+    GROUPS = {f"{group}{i}": group for group, count in (("a", 100), ("b", 37), ("c", 4)) for i in range(count)}
 
     def test_the_same_share_of_every_group(self):
         found = Counter(self.GROUPS[key] for key in split_heldout(self.GROUPS))
@@ -253,15 +249,9 @@ ENTRY = {
 
 
 def test_captions():
-    assert (
-        emoji_caption(ENTRY, "noto style", ["yellow", "tan"])
-        == "full moon, sky weather, noto style, yellow and tan"
-    )
+    assert emoji_caption(ENTRY, "noto style", ["yellow", "tan"]) == "full moon, sky weather, noto style, yellow and tan"
     assert emoji_caption(ENTRY, "", []) == "full moon, sky weather"
-    drawn = [
-        emoji_caption(ENTRY, "noto style", ["yellow", "tan"], np.random.default_rng(seed))
-        for seed in range(300)
-    ]
+    drawn = [emoji_caption(ENTRY, "noto style", ["yellow", "tan"], np.random.default_rng(seed)) for seed in range(300)]
     again = emoji_caption(ENTRY, "noto style", ["yellow", "tan"], np.random.default_rng(7))
     assert drawn[7] == again
     for words in (
@@ -300,9 +290,7 @@ def data(tmp_path):
             pixels = np.full((16, 16, 3), 255, np.uint8)
             pixels[4:12, 4:12] = rng.integers(0, 200, 3)
             Image.fromarray(pixels).save(tmp_path / "images" / style / f"{key}.png")
-    (tmp_path / "index.json").write_text(
-        json.dumps({"format": 1, "size": 16, "emoji": emoji, "styles": styles})
-    )
+    (tmp_path / "index.json").write_text(json.dumps({"format": 1, "size": 16, "emoji": emoji, "styles": styles}))
     return tmp_path
 
 

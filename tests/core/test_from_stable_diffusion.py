@@ -26,9 +26,7 @@ def originals(tmp_path_factory):
         text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
         tokenizer=tokenizer,
         unet=tiny_unet().eval(),
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.001, prediction_type="v_prediction"
-        ),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.001, prediction_type="v_prediction"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -68,9 +66,7 @@ def test_takes_over_what_stable_diffusion_computes(originals, model):
     with torch.no_grad():
         ids = pipeline.tokenizer("full moon", padding="max_length", return_tensors="pt").input_ids
         assert torch.equal(model.encode_prompts(["full moon"]), pipeline.text_encoder(ids).last_hidden_state)
-        assert torch.equal(
-            model.predict(latents, torch.tensor(7), text), pipeline.unet(latents, 7, text).sample
-        )
+        assert torch.equal(model.predict(latents, torch.tensor(7), text), pipeline.unet(latents, 7, text).sample)
         expected = pipeline.vae.encode(images * 2 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
         assert torch.equal(model.encode_images(images), expected)
         tokens = clip.vision_model(pixel_values=pixels).last_hidden_state

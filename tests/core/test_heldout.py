@@ -141,9 +141,7 @@ def test_flow_sampler_without_anything_but_a_query_runs_one_branch():
     calls = []
     model.unet.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     query = torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert (
-        FlowSampler(model, steps=2).generate(SamplingBatch((1, 2, 3), query, size=IMAGE_SIZE)).shape[0] == 3
-    )
+    assert FlowSampler(model, steps=2).generate(SamplingBatch((1, 2, 3), query, size=IMAGE_SIZE)).shape[0] == 3
     assert calls == [3, 3]
     with pytest.raises(ContextDiffusionError, match="'epsilon'"):
         FlowSampler(tiny_model())

@@ -330,9 +330,8 @@ def test_good_tensors_pass_unchanged() -> None:
 
 
 def test_statistics_of_tensors() -> None:
-    batch = torch.rand(5, 3, 7, 11, generator=torch.Generator().manual_seed(1)) * torch.tensor(
-        [1.0, 0.5, 0.1]
-    ).view(3, 1, 1)
+    scale = torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1)
+    batch = torch.rand(5, 3, 7, 11, generator=torch.Generator().manual_seed(1)) * scale
     values = batch.double().numpy().transpose(1, 0, 2, 3).reshape(3, -1)
     for images in (batch, list(batch), iter([batch[:2], batch[2:]])):
         mean, std = calculate_mean_std(images)

@@ -96,9 +96,7 @@ def by_hand(model, z, t, prompt, contexts, query, g_txt, g_ctx):
     def predict(c, v):
         y = torch.cat([c, v], dim=1)
         down, mid = model.layout_encoder(z, t, y, query[None], return_dict=False)
-        return model.unet(
-            z, t, y, down_block_additional_residuals=down, mid_block_additional_residual=mid
-        ).sample
+        return model.unet(z, t, y, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
 
     nothing = torch.zeros_like(context)
     null, visual = predict(text(""), nothing), predict(text(""), context)

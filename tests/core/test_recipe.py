@@ -198,9 +198,7 @@ def test_the_model_comes_nearer_to_the_truth(library, record_testsuite_property)
     truth, drawn = truths(library, cases), foregrounds(library, cases)
     errors = {}
     for which, model in (("trained", trained), ("untrained", untrained)):
-        made = make_chunk(
-            model, FlowSampler(model, 4, 1.0, 1.0), library, cases, Chunk("seen", "cp", 0, 0, len(cases))
-        )
+        made = make_chunk(model, FlowSampler(model, 4, 1.0, 1.0), library, cases, Chunk("seen", "cp", 0, 0, len(cases)))
         assert made.shape == truth.shape and torch.isfinite(made).all()
         errors[which] = rmse(made, truth)
         errors[f"{which}, drawing alone"] = rmse(made, truth, drawn)

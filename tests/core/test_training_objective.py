@@ -116,9 +116,7 @@ def test_the_shared_stem_changes_nothing():
     for query in (given["query"], model.encode_query(given["query"])):
         torch.testing.assert_close(model.predict(z_t, t, given["y"], query), expected, rtol=0, atol=1e-6)
     # The hook that replaces the stem is gone afterwards.
-    torch.testing.assert_close(
-        plain_prediction(model, z_t, t, given["y"], given["query"]), expected, rtol=0, atol=0
-    )
+    torch.testing.assert_close(plain_prediction(model, z_t, t, given["y"], given["query"]), expected, rtol=0, atol=0)
     # And the query does matter, so that the comparison says something.
     assert (model.predict(z_t, t, given["y"]) - expected).abs().max() > 1e-3
 
