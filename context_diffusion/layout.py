@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-LAYOUTS = ("controlnet", "t2i_adapter")
+LAYOUTS = ("controlnet", "t2i_adapter", "none")
 
 # What `ContextDiffusion.encode_query` gives: a ControlNet's stem features, or an adapter's for each resolution.
 Layout = Tensor | tuple[Tensor, ...]

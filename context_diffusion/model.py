@@ -148,9 +148,14 @@ class ContextDiffusion(nn.Module):
             The features of the ControlNet's stem, (B, C, h, w); all that a T2I adapter gives, one tensor for each
             resolution.
 
+        Raises:
+            ContextDiffusionError: the model has no layout encoder.
+
         The stem does not see z_t or t. It costs as much as half of the UNet, so samplers run it once an
         image, and training once for all noise levels of an image.
         """
+        if self.layout_encoder is None:
+            raise ContextDiffusionError("the model has no layout encoder, so it takes no query: leave the query out")
         if is_adapter(self.layout_encoder):
             return tuple(self.layout_encoder(query))
         features = self.layout_encoder.controlnet_cond_embedding(query)

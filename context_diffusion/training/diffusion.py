@@ -55,7 +55,6 @@ def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> 
 
 def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffusion:
     """A fresh model around the CLIP stage's encoders; the layout encoder is the UNet's encoder's copy."""
-    from diffusers import ControlNetModel
     from transformers import CLIPTextModel, CLIPVisionModel
 
     try:
@@ -64,16 +63,51 @@ def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffus
         tokenizer = tokenizer_from_json((clip / "tokenizer.json").read_text())
     except OSError as error:
         raise ContextDiffusionError(f"[diffusion] clip = {str(clip)!r}: run the clip stage first ({error})") from error
-    width = text_encoder.config.hidden_size
-    unet = new_unet(settings, latent_channels, width)
+    unet = new_unet(settings, latent_channels, text_encoder.config.hidden_size)
+    schedule = {"prediction_type": settings.get("prediction_type", "flow")}
+    return _around(settings, unet, text_encoder, tokenizer, image_encoder, schedule)
+
+
+def model_from_pretrained(settings: dict) -> ContextDiffusion:
+    """A model with the UNet, encoders and VAE of another one; layout encoder and projector are new.
+
+    As the paper starts from Stable Diffusion: what the context adds is learned by a UNet that draws already.
+    """
+    path = settings["pretrained"]
+    start = load_checkpoint(path, dtype=torch.float32)
+    missing = [name for name in ("vae", "text_encoder", "image_encoder") if getattr(start, name) is None]
+    if missing:
+        raise ContextDiffusionError(
+            f"[diffusion] pretrained = {path!r} has no {', '.join(missing)}: give a whole model"
+        )
+    if start.variant.cross_attention == "decoupled":
+        raise ContextDiffusionError(
+            f"[diffusion] pretrained = {path!r} has decoupled cross-attention: start_from goes on"
+        )
+    model = _around(settings, start.unet, start.text_encoder, start.tokenizer, start.image_encoder, start.schedule)
+    model.vae = load_vae(settings["vae"]) if settings.get("vae") else start.vae
+    return model
+
+
+def _around(
+    settings: dict,
+    unet: nn.Module,
+    text_encoder: nn.Module,
+    tokenizer: object,
+    image_encoder: nn.Module,
+    schedule: dict,
+) -> ContextDiffusion:
+    """The variant that the settings ask for, with a new layout encoder and a new projector."""
+    from diffusers import ControlNetModel
+
     parts = {
         "unet": unet,
-        "projector": ContextProjector(image_encoder.config.hidden_size, width),
+        "projector": ContextProjector(image_encoder.config.hidden_size, text_encoder.config.hidden_size),
         "layout_encoder": ControlNetModel.from_unet(unet),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
         "image_encoder": image_encoder,
-        "schedule": {"prediction_type": settings.get("prediction_type", "flow")},
+        "schedule": schedule,
         "info": settings.get("info", {}),
     }
     return ContextDiffusion(**build_variant(parts, variant_settings(settings)))
@@ -100,22 +134,29 @@ def _digest(module: nn.Module) -> str:
 
 
 class DiffusionObjective(nn.Module):
-    """Encoders and denoiser in one forward pass: each picture is encoded once and serves many rows."""
+    """Encoders and denoiser in one forward pass: each picture is encoded once and serves many rows.
 
-    def __init__(self, model: ContextDiffusion) -> None:
+    Args:
+        model: f and its encoders.
+        reads_context: false for y = h^c alone, text to image.
+    """
+
+    def __init__(self, model: ContextDiffusion, reads_context: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.reads_context = model, reads_context
 
     def forward(self, batch: dict) -> tuple[Tensor, dict]:
         model = self.model
         rows = batch["rows"]
         y = model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
-        features = pick_rows(model.encode_query(batch["queries"]), rows)
-        if model.example_encoder is None:
+        features = None
+        if model.layout_encoder is not None:
+            features = pick_rows(model.encode_query(batch["queries"]), rows)
+        if model.example_encoder is None and self.reads_context:
             pixels = clip_preprocess(batch["images"], model.image_encoder.config.image_size)
             tokens = image_tokens(model.image_encoder, pixels, model.variant.context_hidden_state)
             y = model.condition(y, row_contexts(model, tokens, batch["context"]))
-        else:
+        elif model.example_encoder is not None:
             # The baseline: its context is one example pair, which joins the query's features.
             pairs = model.example_encoder(batch["example_queries"], batch["images"][batch["examples"]])
             features = features + pairs[rows] * (batch["context"] > 0).any(1).view(-1, 1, 1, 1)
@@ -140,13 +181,15 @@ class DiffusionObjective(nn.Module):
 class DiffusionStage:
     """Episodes from the pool; `batch_size` rows of the loss a process and step.
 
-    Settings of [diffusion]: `vae` (folder of the vae stage), `clip` (folder of the clip stage), or `start_from` (a
-    checkpoint to go on from; a `vae` beside it takes the place of the checkpoint's); `channels`, `attention`,
+    Settings of [diffusion]: `vae` (folder of the vae stage) and `clip` (folder of the clip stage). Or `start_from`, a
+    checkpoint to go on from; or `pretrained`, a checkpoint whose UNet and encoders a new model begins with; a `vae`
+    beside either takes the place of the checkpoint's, `clip` is not read. `channels`, `attention`,
     `head_channels`; `repeats` (noise levels a target), `pool_groups`, `shares` (plain, transformed, reverse),
     `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share), `info`. `pool` is the folder of the
     episode pool, which runs on the same data, VAE, seed and shares may have in common. The ablations: `aggregation`,
     `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`), `layout` (controlnet,
-    t2i_adapter) and `baseline` (none, prompt_diffusion).
+    t2i_adapter, none) and `baseline` (none, prompt_diffusion). `context_dropout = 1` with `layout = "none"` trains text
+    to image, with nothing behind the text in y.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -164,8 +207,10 @@ class DiffusionStage:
         self.vae = model.vae.eval().requires_grad_(False)
         # The VAE is no part of what is trained and saved at every step.
         model.vae = None
-        freeze_unused(model)
-        self.module = DiffusionObjective(model).to(memory_format=torch.channels_last)
+        # The baseline's example encoder gets its gradients in every case.
+        reads_context = settings.get("context_dropout", 0.12) < 1
+        freeze_unused(model, reads_context)
+        self.module = DiffusionObjective(model, reads_context).to(memory_format=torch.channels_last)
         size = self.library.size // 8
         self.pool = EpisodePool(
             Path(settings.get("pool") or Path(config.out) / "pool"),
@@ -184,6 +229,10 @@ class DiffusionStage:
 
     def _load_model(self) -> ContextDiffusion:
         settings = self.settings
+        if settings.get("start_from") and settings.get("pretrained"):
+            raise ContextDiffusionError(
+                "[diffusion] start_from goes on with a model and pretrained begins a new one: give one of them"
+            )
         if settings.get("start_from"):
             model = load_checkpoint(settings["start_from"], dtype=torch.float32)
             check_variant(model, variant_settings(settings))
@@ -191,6 +240,8 @@ class DiffusionStage:
             if settings.get("vae"):
                 model.vae = load_vae(settings["vae"])
             return model
+        if settings.get("pretrained"):
+            return model_from_pretrained(settings)
         vae = load_vae(settings.get("vae", ""))
         model = new_model(settings, vae.config.latent_channels, Path(settings.get("clip", "")))
         model.vae = vae

@@ -43,12 +43,13 @@ def preview_grid(model: ContextDiffusion, library: EmojiLibrary, steps: int = 12
     query = make_map(cases["targets"], "softedge")
     seeds = tuple(range(len(query)))
     sampler = FlowSampler(model, steps)
+    shown = query if model.layout_encoder is not None else None
     right, wrong = cases["contexts"], cases["contexts"].roll(1, 0)
     sources = None
     if sampler.wants_context_queries:
         sources = make_map(right.flatten(0, 1), "softedge").unflatten(0, right.shape[:2])
     made = [
-        sampler.generate(SamplingBatch(seeds, query, context, prompts, library.size, sources))
+        sampler.generate(SamplingBatch(seeds, shown, context, prompts, library.size, sources))
         for context, prompts in ((right, cases["captions"]), (right, None), (wrong, None), (None, cases["captions"]))
     ]
     model.train(training)

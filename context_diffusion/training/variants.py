@@ -42,6 +42,8 @@ def build_variant(parts: dict[str, Any], choices: dict[str, str | None]) -> dict
         return {**parts, "projector": None, "image_encoder": None, "example_encoder": example_encoder}
     if layout == "t2i_adapter":
         parts = {**parts, "layout_encoder": new_adapter(unet)}
+    elif layout == "none":
+        parts = {**parts, "layout_encoder": None}
     if variant.cross_attention == "decoupled":
         decouple(unet)
         if layout == "controlnet":
@@ -52,7 +54,7 @@ def build_variant(parts: dict[str, Any], choices: dict[str, str | None]) -> dict
 def check_variant(model: ContextDiffusion, choices: dict[str, str | None]) -> None:
     """Refuse a config that asks for another variant than the checkpoint it starts from."""
     own = {name: getattr(model.variant, name) for name in choices if hasattr(model.variant, name)}
-    own["layout"] = "t2i_adapter" if is_adapter(model.layout_encoder) else "controlnet"
+    own["layout"] = _layout_of(model)
     own["baseline"] = "none" if model.example_encoder is None else "prompt_diffusion"
     for name, value in choices.items():
         if value is not None and value != own[name]:
@@ -61,9 +63,18 @@ def check_variant(model: ContextDiffusion, choices: dict[str, str | None]) -> No
             )
 
 
-def freeze_unused(model: ContextDiffusion) -> None:
-    """Weights of the image encoder that are behind the hidden state in use: nothing here reads them."""
+def freeze_unused(model: ContextDiffusion, reads_context: bool = True) -> None:
+    """Weights that nothing in training reads: of the image encoder what is behind the hidden state in use.
+
+    Args:
+        model: the model.
+        reads_context: false where every row is without context; image encoder and projector are left as they are.
+    """
     if model.image_encoder is None:
+        return
+    if not reads_context:
+        for module in (model.image_encoder, model.projector):
+            module.requires_grad_(False)
         return
     vision = getattr(model.image_encoder, "vision_model", model.image_encoder)
     unused: list[nn.Module] = [vision.post_layernorm]
@@ -71,6 +82,12 @@ def freeze_unused(model: ContextDiffusion) -> None:
         unused.append(vision.encoder.layers[-1])
     for module in unused:
         module.requires_grad_(False)
+
+
+def _layout_of(model: ContextDiffusion) -> str:
+    if model.layout_encoder is None:
+        return "none"
+    return "t2i_adapter" if is_adapter(model.layout_encoder) else "controlnet"
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:

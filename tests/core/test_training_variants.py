@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training.diffusion import MEMBERS, DiffusionStage
 from context_diffusion.training.episodes import draw_examples
 from context_diffusion.training.loop import train
@@ -72,6 +73,79 @@ def test_a_resumed_run_ends_in_the_same_bits(folders, tmp_path, name):
         assert [key for key in one if not torch.equal(one[key], other[key])] == []
     # The baseline's sample grid was shown example pairs.
     assert len(list((tmp_path / "whole" / "samples").iterdir())) == 1
+
+
+def text_to_image(folders, out, **values):
+    config = config_of(folders, out, "", **values)
+    config.settings.update(layout="none", context_dropout=1.0, text_dropout=0.3)
+    return config
+
+
+def test_text_to_image_reads_the_text_alone(folders, tmp_path):
+    stage = DiffusionStage(text_to_image(folders, tmp_path, steps=3, learning_rate=3e-3))
+    stage.prepare(0, 1)
+    batch, model = stage.batch(900, 0, 1), stage.module.model
+    with torch.no_grad():
+        loss, _ = stage.module(batch)
+        text = model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
+        level, clean = batch["levels"].view(-1, 1, 1, 1), batch["latents"][batch["rows"]]
+        noisy = clean + level * (batch["noise"] - clean)
+        velocity = model.unet(noisy, 1000 * batch["levels"], text).sample
+    torch.testing.assert_close(loss, (velocity - (batch["noise"] - clean)).square().mean(), rtol=1e-5, atol=1e-6)
+    start = {key: value.clone() for key, value in stage.module.named_parameters()}
+    train(stage.config, stage)
+    still = {key.split(".")[1] for key, value in stage.module.named_parameters() if torch.equal(value, start[key])}
+    assert still == {"projector", "image_encoder"}
+    assert load_checkpoint(tmp_path / "tiny.safetensors").layout_encoder is None
+
+
+@pytest.mark.parametrize("name", ["default", "prompt_diffusion", "decoupled", "t2i_adapter"])
+def test_a_new_model_begins_as_the_pretrained_one(folders, tmp_path, name):
+    """ControlNet and example pair begin with zeros: the first predictions are those of text to image."""
+    base = DiffusionStage(text_to_image(folders, tmp_path / "base", steps=3, learning_rate=3e-3, sample_every=3))
+    base.prepare(0, 1)
+    train(base.config, base)
+    file = tmp_path / "base" / "tiny.safetensors"
+    pretrained = load_checkpoint(file, dtype=torch.float32)
+    config = config_of(folders, tmp_path / name, name)
+    config.settings["pretrained"] = str(file)
+    stage = DiffusionStage(config)
+    stage.prepare(0, 1)
+    model, batch = stage.module.model, stage.batch(900, 0, 1)
+    for part in ("text_encoder", "image_encoder"):
+        if getattr(model, part) is not None:
+            own, other = getattr(model, part).state_dict(), getattr(pretrained, part).state_dict()
+            assert all(torch.equal(value, other[key]) for key, value in own.items())
+    if model.variant.cross_attention != "decoupled":
+        assert all(
+            torch.equal(value, model.unet.state_dict()[key]) for key, value in pretrained.unet.state_dict().items()
+        )
+    text = model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
+    rows, times = batch["rows"], 1000 * batch["levels"]
+    noisy = torch.lerp(batch["latents"][rows], batch["noise"], batch["levels"].view(-1, 1, 1, 1))
+    with torch.no_grad():
+        query = model.encode_query(batch["queries"])
+        query = query[rows] if isinstance(query, torch.Tensor) else tuple(level[rows] for level in query)
+        expected = pretrained.unet(noisy, times, text).sample
+        if name == "prompt_diffusion":
+            torch.testing.assert_close(model.predict(noisy, times, text, query), expected, rtol=1e-4, atol=1e-5)
+            assert float(stage.module(batch)[0]) == pytest.approx(
+                float((expected - batch["noise"] + batch["latents"][rows]).square().mean()), rel=1e-4
+            )
+        elif name == "default":
+            torch.testing.assert_close(model.predict(noisy, times, text, query), expected, rtol=1e-4, atol=1e-5)
+    # And what is new is trained.
+    before = loss_now(stage)
+    config.steps, config.learning_rate = 20, 3e-3
+    train(config, stage)
+    assert loss_now(stage) < before
+
+
+def test_pretrained_and_start_from_exclude_each_other(folders, tmp_path):
+    config = config_of(folders, tmp_path, "")
+    config.settings.update(pretrained="a.safetensors", start_from="b.safetensors")
+    with pytest.raises(ContextDiffusionError, match="start_from .* pretrained .* give one"):
+        DiffusionStage(config)
 
 
 def test_an_example_is_another_picture_of_the_group():
