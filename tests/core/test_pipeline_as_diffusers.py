@@ -12,8 +12,8 @@ from context_diffusion.model import ContextDiffusion
 from context_diffusion.pipeline import ContextDiffusionPipeline
 from context_diffusion.visual_context import ContextProjector
 
-from .test_pipeline import INPUTS, make_pipe, picture, run, seeded
 from .tiny import tiny_model
+from .tiny_pipeline import INPUTS, make_pipe, picture, run, seeded
 
 PARTS = [
     "unet",

@@ -7,7 +7,7 @@ import torch
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.schedulers import make_scheduler
 
-from .test_pipeline import make_pipe, picture, run, seeded
+from .tiny_pipeline import make_pipe, picture, run, seeded
 
 DIFFUSION = [
     "DDIMScheduler",

@@ -17,7 +17,7 @@ from context_diffusion.cli.train import _environment
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training import __main__ as worker
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIG = """
 [run]
 stage = "vae"

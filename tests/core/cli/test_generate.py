@@ -1,0 +1,160 @@
+"""`context-diffusion generate`: what it writes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from context_diffusion.cli import generate
+from context_diffusion.images import FITS
+from context_diffusion.maps import MAPS, make_map
+from context_diffusion.visual_context import AGGREGATIONS
+
+from ..tiny import IMAGE_SIZE
+from .words import files, pixels
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_choices_are_those_of_the_library():
+    assert tuple(MAPS) == generate.MAP_NAMES
+    assert tuple(FITS) == generate.FIT_NAMES
+    assert tuple(AGGREGATIONS) == generate.AGGREGATION_NAMES
+
+
+@pytest.mark.parametrize("left_out", ["context", "query", "prompt", "none of them"])
+def test_each_input_may_be_left_out(run, pictures, tmp_path, left_out):
+    given = {
+        "context": ["--context", pictures / "a.png", pictures / "c.png", "--context-weights", 1, 0.5],
+        "query": ["--query", pictures / "b.png", "--map", "canny"],
+        "prompt": ["--prompt", "a yellow moon"],
+    }
+    given.pop(left_out, None)
+    code, out, err = run(*(word for words in given.values() for word in words), "--out", "x.png")
+    assert (code, out, err) == (0, "x.png\n", "")
+    assert Image.open(tmp_path / "x.png").size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_several_images_are_numbered_and_each_has_its_own_seed(run, tmp_path):
+    code, out, _ = run("--prompt", "moon", "--seed", 5, "--num-images", 3, "--out", "many.png")
+    assert code == 0 and out.split() == ["many-1.png", "many-2.png", "many-3.png"]
+    assert files(tmp_path) == ["many-1.png", "many-2.png", "many-3.png"]
+    run("--prompt", "moon", "--seed", 6, "--out", "one.png")
+    one = pixels(tmp_path / "one.png")
+    assert np.abs(pixels(tmp_path / "many-2.png") - one).max() <= 1
+    assert np.abs(pixels(tmp_path / "many-1.png") - one).max() > 20
+
+
+def test_more_images_than_go_in_one_batch(run, tmp_path, monkeypatch):
+    run("--prompt", "moon", "--num-images", 3, "--out", "a.png")
+    monkeypatch.setattr(generate, "_AT_ONCE", 2)
+    code, out, _ = run("--prompt", "moon", "--num-images", 3, "--out", "b.png")
+    assert code == 0 and len(out.split()) == 3
+    for number in (1, 2, 3):
+        difference = pixels(tmp_path / f"a-{number}.png") - pixels(tmp_path / f"b-{number}.png")
+        assert np.abs(difference).max() <= 1
+
+
+def test_inputs_change_the_image(run, pictures, tmp_path):
+    common = ["--context", pictures / "a.png", "--query", pictures / "b.png", "--prompt", "moon"]
+    run(*common, "--out", "base.png")
+    for name, words in {
+        "context": ["--context", pictures / "c.png"],
+        "fit": ["--query", pictures / "c.png", "--fit", "pad"],
+        "map": ["--map", "softedge"],
+        "prompt": ["--prompt", "camping, line art"],
+        "negative": ["--negative-prompt", "tent"],
+        "strength": ["--layout-strength", "0"],
+        "end": ["--layout-end", "0.5"],
+        "text": ["--text-guidance", "1"],
+        "seed": ["--seed", "1"],
+    }.items():
+        code, _, err = run(*common, *words, "--out", f"{name}.png")
+        assert code == 0, err
+        assert np.abs(pixels(tmp_path / f"{name}.png") - pixels(tmp_path / "base.png")).max() > 0, name
+
+
+def test_same_bytes_in_another_process(run, checkpoint, pictures, tmp_path):
+    words = ["--context", str(pictures / "a.png"), "--prompt", "moon", "--seed", "3"]
+    run(*words, "--out", "here.png")
+    options = ["--model", str(checkpoint), "--device", "cpu", "--steps", "2"]
+    command = [sys.executable, "-m", "context_diffusion", "generate", *options, *words, "--out"]
+    result = subprocess.run(
+        [*command, str(tmp_path / "there.png")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    # Off a terminal there is no progress bar, and no library says anything.
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
+
+
+def test_grid_shows_inputs_and_outputs(run, pictures, tmp_path):
+    words = [
+        "--query",
+        pictures / "b.png",
+        "--map",
+        "canny",
+        "--context",
+        pictures / "a.png",
+        pictures / "c.png",
+    ]
+    code, out, _ = run(*words, "--num-images", 2, "--grid", "--out", "grid.png")
+    assert code == 0 and files(tmp_path) == ["grid.png"]
+    grid = pixels(tmp_path / "grid.png")
+    # Query, map, two context images, two outputs: six cells in one line.
+    assert 6 * IMAGE_SIZE < grid.shape[1] < 6.6 * IMAGE_SIZE
+    assert IMAGE_SIZE < grid.shape[0] < 1.6 * IMAGE_SIZE
+    run(*words, "--seed", 1, "--out", "second.png")
+    second = pixels(tmp_path / "second.png")
+    gap = (grid.shape[1] - 6 * IMAGE_SIZE) // 7
+    left, bottom = gap * 6 + 5 * IMAGE_SIZE, grid.shape[0] - gap
+    cell = grid[bottom - IMAGE_SIZE : bottom, left : left + IMAGE_SIZE]
+    assert np.abs(cell - second).max() <= 1
+    black = (grid[bottom - IMAGE_SIZE : bottom, 2 * gap + IMAGE_SIZE : 2 * (gap + IMAGE_SIZE)] == 0).mean()
+    assert black > 0.5, "the second cell is the edge map"
+
+
+def test_an_example_gives_what_is_left_out(run, pictures, tmp_path):
+    from context_diffusion.pretrained.examples import load_examples
+
+    example = load_examples()["moon-camp"]
+    words = ["--context", *example.context, "--query", example.query, "--map", example.map]
+    run(*words, "--prompt", example.prompt, "--out", "written-out.png")
+    code, _, err = run("--example", "moon-camp", "--out", "example.png")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "example.png").read_bytes() == (tmp_path / "written-out.png").read_bytes()
+    run("--example", "moon-camp", "--prompt", "a red flag", "--out", "other.png")
+    run(*words, "--prompt", "a red flag", "--out", "other-written-out.png")
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "other-written-out.png").read_bytes()
+    assert (tmp_path / "other.png").read_bytes() != (tmp_path / "example.png").read_bytes()
+
+
+def test_map_of_the_grid_is_the_map_of_the_query(pictures):
+    """What the grid shows is made from the image at the size the model gets."""
+    from context_diffusion.cli.grid import inputs_and_outputs
+    from context_diffusion.images import load_image_as_tensor
+
+    query = load_image_as_tensor(pictures / "b.png", IMAGE_SIZE)
+    grid = inputs_and_outputs(query, "canny", [], [torch.zeros(3, IMAGE_SIZE, IMAGE_SIZE)])
+    expected = make_map(query, "canny")[0]
+    windows = grid.unfold(1, IMAGE_SIZE, 1).unfold(2, IMAGE_SIZE, 1)
+    assert (windows - expected[:, None, None]).abs().amax((0, 3, 4)).min() < 1e-6
+
+
+def test_grid_of_many_context_images():
+    from context_diffusion.cli.grid import MOST_COLUMNS, inputs_and_outputs
+
+    context = [torch.rand(3, 20, 30) for _ in range(19)]
+    grid = inputs_and_outputs(None, "none", context, [torch.zeros(3, 32, 32)])
+    # 20 cells: three lines of eight columns.
+    assert MOST_COLUMNS * 32 < grid.shape[2] < MOST_COLUMNS * 40
+    assert 3 * 32 < grid.shape[1] < 3 * 60
