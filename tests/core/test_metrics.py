@@ -195,3 +195,34 @@ def test_frechet_distance_is_the_same_by_few_samples_as_by_many_dimensions(n, m,
     cov1, cov2 = np.cov(first.T), np.cov(second.T)
     expected = np.sum((first.mean(0) - second.mean(0)) ** 2) + np.trace(cov1 + cov2 - 2 * sqrtm(cov1 @ cov2).real)
     assert frechet_distance(torch.tensor(first), torch.tensor(second)) == pytest.approx(expected, rel=1e-4)
+
+
+class Flattened(torch.nn.Module):
+    """Pictures as their own features, for libraries that want a network."""
+
+    num_features = 12
+
+    def forward(self, images):
+        return images.flatten(1).double()
+
+
+@pytest.mark.parametrize("n, m", [(40, 50), (9, 10)])
+def test_distances_of_sets_are_those_of_torchmetrics(n, m):
+    # From their own modules: the package lists them only beside torch-fidelity, whose Inception is not used here.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    rng = np.random.default_rng(4)
+    first, second = (
+        torch.tensor(rng.uniform(high=high, size=(count, 3, 2, 2))) for count, high in ((n, 1.0), (m, 0.7))
+    )
+    frechet = FrechetInceptionDistance(Flattened(), normalize=True, input_img_size=(3, 2, 2))
+    # Its KID draws subsets of one size from both sides; of equal sides the whole is one such subset.
+    kernel = KernelInceptionDistance(Flattened(), subsets=1, subset_size=n, normalize=True)
+    for metric, truth in ((frechet, second), (kernel, second[:n])):
+        metric.set_dtype(torch.float64)
+        metric.update(truth, real=True)
+        metric.update(first, real=False)
+    features = first.flatten(1), second.flatten(1)
+    assert frechet_distance(*features) == pytest.approx(float(frechet.compute()), rel=1e-5)
+    assert kid(features[0], features[1][:n]) == pytest.approx(float(kernel.compute()[0]), rel=1e-5)
