@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..visual_context import ContextProjector, clip_preprocess, image_tokens
 from .config import RunConfig
 from .context import row_contexts
 from .episodes import context_matrix, draw_examples
+from .grow import attention_of, with_attention
 from .loop import batch_seed
 from .objective import diffusion_loss, noise_levels
 from .pool import GROUP_SIZE, EpisodePool
@@ -98,12 +100,10 @@ def _around(
     schedule: dict,
 ) -> ContextDiffusion:
     """The variant that the settings ask for, with a new layout encoder and a new projector."""
-    from diffusers import ControlNetModel
-
     parts = {
         "unet": unet,
         "projector": ContextProjector(image_encoder.config.hidden_size, text_encoder.config.hidden_size),
-        "layout_encoder": ControlNetModel.from_unet(unet),
+        "layout_encoder": new_layout_encoder(unet, settings.get("layout_attention")),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
         "image_encoder": image_encoder,
@@ -111,6 +111,33 @@ def _around(
         "info": settings.get("info", {}),
     }
     return ContextDiffusion(**build_variant(parts, variant_settings(settings)))
+
+
+def new_layout_encoder(unet: nn.Module, attention: Sequence[bool] | None = None) -> nn.Module:
+    """A ControlNetModel that begins as a copy of the UNet's encoder.
+
+    Args:
+        unet: what is copied.
+        attention: for each resolution, the finest first, whether the copy has attention; None for the UNet's own.
+
+    Raises:
+        ContextDiffusionError: another number of resolutions, or attention where the UNet has none to copy.
+    """
+    from diffusers import ControlNetModel
+
+    copy = ControlNetModel.from_unet(unet)
+    own = attention_of(unet)
+    if attention is None or tuple(attention) == own:
+        return copy
+    if len(attention) != len(own) or any(here and not there for here, there in zip(attention, own, strict=True)):
+        raise ContextDiffusionError(
+            f"[diffusion] layout_attention is {list(attention)} and the UNet's attention is {list(own)}: the layout "
+            "encoder is the UNet's copy and can only have less"
+        )
+    down = tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention)
+    leaner = ControlNetModel.from_config(copy.config, down_block_types=down)
+    leaner.load_state_dict(copy.state_dict(), strict=False)
+    return leaner
 
 
 def variant_settings(settings: dict) -> dict[str, str | None]:
@@ -183,7 +210,8 @@ class DiffusionStage:
 
     Settings of [diffusion]: `vae` (folder of the vae stage) and `clip` (folder of the clip stage). Or `start_from`, a
     checkpoint to go on from; or `pretrained`, a checkpoint whose UNet and encoders a new model begins with; a `vae`
-    beside either takes the place of the checkpoint's, `clip` is not read. `channels`, `attention`,
+    beside either takes the place of the checkpoint's, `clip` is not read. `channels`, `attention` (a list; on from a
+    checkpoint, resolutions that have none get it) and `layout_attention` (the layout encoder's, when it is new),
     `head_channels`; `repeats` (noise levels a target), `pool_groups`, `shares` (plain, transformed, reverse),
     `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share), `info`. `pool` is the folder of the
     episode pool, which runs on the same data, VAE, seed and shares may have in common. The ablations: `aggregation`,
@@ -236,6 +264,7 @@ class DiffusionStage:
         if settings.get("start_from"):
             model = load_checkpoint(settings["start_from"], dtype=torch.float32)
             check_variant(model, variant_settings(settings))
+            model.unet = with_attention(model.unet, settings.get("attention", attention_of(model.unet)))
             model.info.update(settings.get("info", {}))
             if settings.get("vae"):
                 model.vae = load_vae(settings["vae"])
