@@ -11,26 +11,8 @@ import torch
 from context_diffusion.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 
-from .checkpoint_files import read, refused, rewrite
-from .tiny import taesd_vae, tiny_model, tiny_unet
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(prediction_type="flow")
-
-
-@pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
-    return save_checkpoint(model, tmp_path_factory.mktemp("saved") / "tiny.safetensors")
-
-
-@pytest.fixture
-def file(saved, tmp_path):
-    """A copy that a test may damage."""
-    copy = tmp_path / "tiny.safetensors"
-    copy.write_bytes(saved.read_bytes())
-    return copy
+from ..tiny import taesd_vae, tiny_model, tiny_unet
+from .rewriting import read, refused, rewrite
 
 
 def same_weights(left, right):

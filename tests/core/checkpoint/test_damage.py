@@ -9,31 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from context_diffusion.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from context_diffusion.checkpoint import load_checkpoint, read_metadata
 from context_diffusion.cli import main
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.parts import PARTS
 
-from .checkpoint_files import refused, rewrite
-from .tiny import tiny_model
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(prediction_type="flow")
-
-
-@pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
-    return save_checkpoint(model, tmp_path_factory.mktemp("saved") / "tiny.safetensors")
-
-
-@pytest.fixture
-def file(saved, tmp_path):
-    """A copy that a test may damage."""
-    copy = tmp_path / "tiny.safetensors"
-    copy.write_bytes(saved.read_bytes())
-    return copy
+from .rewriting import refused, rewrite
 
 
 def test_missing_folder_and_empty(tmp_path):
