@@ -184,7 +184,8 @@ def test_what_is_compared_has_one_budget_and_differs_in_one_line(folder, others,
     bundled = load_config(configs / "emoji-128" / "3-diffusion.toml")
     default = load_config(configs / folder / "default.toml")
     assert differing(run_values(default), run_values(bundled)) <= BUDGET
-    assert differing(default.settings, bundled.settings) == NAMES | own
+    # What is compared goes without the attention that the bundled model got in its last round.
+    assert differing(default.settings, bundled.settings) == NAMES | own | {"attention"}
     compared = {path.stem: load_config(path) for path in (configs / folder).glob("*.toml") if path.stem != "default"}
     assert len(compared) == others
     for name, config in compared.items():
