@@ -3,153 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_checkpoint, save_checkpoint
+from ..checkpoint import save_checkpoint
 from ..data.library import EmojiLibrary
 from ..errors import ContextDiffusionError
 from ..latents import encode_images
 from ..layout import pick_rows
 from ..model import ContextDiffusion
-from ..tokenizer import tokenizer_from_json
-from ..visual_context import ContextProjector, clip_preprocess, image_tokens
+from ..visual_context import clip_preprocess, image_tokens
 from .config import RunConfig
 from .context import row_contexts
 from .episodes import context_matrix, draw_examples
-from .grow import attention_of, with_attention
 from .loop import batch_seed
 from .objective import diffusion_loss, noise_levels
 from .pool import GROUP_SIZE, EpisodePool
 from .preview import preview_grid
-from .vae import load_vae
-from .variants import build_variant, check_variant, freeze_unused
+from .start import first_model
+from .variants import freeze_unused
 
 MEMBERS = 4
-
-
-def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> nn.Module:
-    """A UNet of ComfyUI's limits: one layer a block, groups of 32, heads of one width."""
-    from diffusers import UNet2DConditionModel
-
-    channels = tuple(settings.get("channels", (64, 128, 128)))
-    attention = settings.get("attention", (False, True, True))
-    head_channels = settings.get("head_channels", 32)
-    down = tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention)
-    up = tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention))
-    return UNet2DConditionModel(
-        sample_size=settings.get("sample_size", 16),
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=channels,
-        layers_per_block=1,
-        down_block_types=down,
-        up_block_types=up,
-        cross_attention_dim=cross_attention_dim,
-        # diffusers calls it attention_head_dim and means the number of heads.
-        attention_head_dim=tuple(width // head_channels for width in channels),
-    )
-
-
-def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffusion:
-    """A fresh model around the CLIP stage's encoders; the layout encoder is the UNet's encoder's copy."""
-    from transformers import CLIPTextModel, CLIPVisionModel
-
-    try:
-        text_encoder = CLIPTextModel.from_pretrained(clip / "text_encoder", local_files_only=True)
-        image_encoder = CLIPVisionModel.from_pretrained(clip / "image_encoder", local_files_only=True)
-        tokenizer = tokenizer_from_json((clip / "tokenizer.json").read_text())
-    except OSError as error:
-        raise ContextDiffusionError(f"[diffusion] clip = {str(clip)!r}: run the clip stage first ({error})") from error
-    unet = new_unet(settings, latent_channels, text_encoder.config.hidden_size)
-    schedule = {"prediction_type": settings.get("prediction_type", "flow")}
-    return _around(settings, unet, text_encoder, tokenizer, image_encoder, schedule)
-
-
-def model_from_pretrained(settings: dict) -> ContextDiffusion:
-    """A model with the UNet, encoders and VAE of another one; layout encoder and projector are new.
-
-    As the paper starts from Stable Diffusion: what the context adds is learned by a UNet that draws already.
-    """
-    path = settings["pretrained"]
-    start = load_checkpoint(path, dtype=torch.float32)
-    missing = [name for name in ("vae", "text_encoder", "image_encoder") if getattr(start, name) is None]
-    if missing:
-        raise ContextDiffusionError(
-            f"[diffusion] pretrained = {path!r} has no {', '.join(missing)}: give a whole model"
-        )
-    if start.variant.cross_attention == "decoupled":
-        raise ContextDiffusionError(
-            f"[diffusion] pretrained = {path!r} has decoupled cross-attention: start_from goes on"
-        )
-    model = _around(settings, start.unet, start.text_encoder, start.tokenizer, start.image_encoder, start.schedule)
-    model.vae = load_vae(settings["vae"]) if settings.get("vae") else start.vae
-    return model
-
-
-def _around(
-    settings: dict,
-    unet: nn.Module,
-    text_encoder: nn.Module,
-    tokenizer: object,
-    image_encoder: nn.Module,
-    schedule: dict,
-) -> ContextDiffusion:
-    """The variant that the settings ask for, with a new layout encoder and a new projector."""
-    parts = {
-        "unet": unet,
-        "projector": ContextProjector(image_encoder.config.hidden_size, text_encoder.config.hidden_size),
-        "layout_encoder": new_layout_encoder(unet, settings.get("layout_attention")),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
-        "image_encoder": image_encoder,
-        "schedule": schedule,
-        "info": settings.get("info", {}),
-    }
-    return ContextDiffusion(**build_variant(parts, variant_settings(settings)))
-
-
-def new_layout_encoder(unet: nn.Module, attention: Sequence[bool] | None = None) -> nn.Module:
-    """A ControlNetModel that begins as a copy of the UNet's encoder.
-
-    Args:
-        unet: what is copied.
-        attention: for each resolution, the finest first, whether the copy has attention; None for the UNet's own.
-
-    Raises:
-        ContextDiffusionError: another number of resolutions, or attention where the UNet has none to copy.
-    """
-    from diffusers import ControlNetModel
-
-    copy = ControlNetModel.from_unet(unet)
-    own = attention_of(unet)
-    if attention is None or tuple(attention) == own:
-        return copy
-    if len(attention) != len(own) or any(here and not there for here, there in zip(attention, own, strict=True)):
-        raise ContextDiffusionError(
-            f"[diffusion] layout_attention is {list(attention)} and the UNet's attention is {list(own)}: the layout "
-            "encoder is the UNet's copy and can only have less"
-        )
-    down = tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention)
-    leaner = ControlNetModel.from_config(copy.config, down_block_types=down)
-    leaner.load_state_dict(copy.state_dict(), strict=False)
-    return leaner
-
-
-def variant_settings(settings: dict) -> dict[str, str | None]:
-    """What the config says of the ablations and the baseline; None where it is silent."""
-    return {
-        "aggregation": settings.get("aggregation"),
-        "cross_attention": settings.get("cross_attention"),
-        "context_hidden_state": settings.get("context_hidden_state"),
-        "null_context": settings.get("null_context"),
-        "layout": settings.get("layout"),
-        "baseline": settings.get("baseline"),
-    }
 
 
 def _digest(module: nn.Module) -> str:
@@ -231,7 +108,7 @@ class DiffusionStage:
                 f"batch_size is {config.batch_size}: give a multiple of {MEMBERS * self.repeats} "
                 f"({MEMBERS} members of a group, {self.repeats} repeats)"
             )
-        model = self._load_model()
+        model = first_model(settings)
         self.vae = model.vae.eval().requires_grad_(False)
         # The VAE is no part of what is trained and saved at every step.
         model.vae = None
@@ -254,27 +131,6 @@ class DiffusionStage:
     def prepare(self, rank: int, world: int) -> None:
         """Fill the pool; every process does its share."""
         self.pool.fill(rank, world)
-
-    def _load_model(self) -> ContextDiffusion:
-        settings = self.settings
-        if settings.get("start_from") and settings.get("pretrained"):
-            raise ContextDiffusionError(
-                "[diffusion] start_from goes on with a model and pretrained begins a new one: give one of them"
-            )
-        if settings.get("start_from"):
-            model = load_checkpoint(settings["start_from"], dtype=torch.float32)
-            check_variant(model, variant_settings(settings))
-            model.unet = with_attention(model.unet, settings.get("attention", attention_of(model.unet)))
-            model.info.update(settings.get("info", {}))
-            if settings.get("vae"):
-                model.vae = load_vae(settings["vae"])
-            return model
-        if settings.get("pretrained"):
-            return model_from_pretrained(settings)
-        vae = load_vae(settings.get("vae", ""))
-        model = new_model(settings, vae.config.latent_channels, Path(settings.get("clip", "")))
-        model.vae = vae
-        return model
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:

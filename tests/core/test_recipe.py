@@ -25,7 +25,7 @@ from context_diffusion.evaluation.protocol import foregrounds, heldout_cases, tr
 from context_diffusion.flow_sampler import FlowSampler
 from context_diffusion.training.clip import CLIPStage
 from context_diffusion.training.config import load_config
-from context_diffusion.training.diffusion import new_model
+from context_diffusion.training.start import new_model
 from context_diffusion.training.vae import load_vae, new_vae
 from context_diffusion.visual_context import clip_preprocess
 

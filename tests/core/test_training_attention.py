@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.decoupled import decouple
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.native_limits import check_native_limits
-from context_diffusion.training.diffusion import DiffusionStage, new_layout_encoder, new_unet
-from context_diffusion.training.grow import attention_of, with_attention
+from context_diffusion.training.attention import attention_of, with_attention
+from context_diffusion.training.diffusion import DiffusionStage
 from context_diffusion.training.loop import train
+from context_diffusion.training.start import new_layout_encoder, new_unet
 
 from .tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
 
@@ -46,8 +48,15 @@ def test_new_attention_changes_nothing_and_is_trained():
 
 @pytest.mark.parametrize("wanted", [(False, False, True), (True, True)])
 def test_attention_is_not_taken_away(wanted):
-    with pytest.raises(ContextDiffusionError, match=r"attention is .* start_from has \[False, True, True\]"):
+    with pytest.raises(ContextDiffusionError, match=r"attention is .* the checkpoint has \[False, True, True\]"):
         with_attention(unet(False, True, True), wanted)
+
+
+def test_decoupled_attention_is_not_lost_on_the_way():
+    old = unet(False, True, True)
+    decouple(old)
+    with pytest.raises(ContextDiffusionError, match="decoupled cross-attention"):
+        with_attention(old, [True, True, True])
 
 
 def test_a_layout_encoder_with_less_attention_is_a_copy_all_the_same():
