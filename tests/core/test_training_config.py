@@ -96,8 +96,10 @@ def test_info_takes_any_names(write):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_names_are_those_that_the_stage_reads(stage):
-    """Every `settings.get("name")` and `settings["name"]` of the stage's file, found by parsing it."""
-    source = (Path(config_module.__file__).parent / f"{stage}.py").read_text()
+    """Every `settings.get("name")` and `settings["name"]` of the stage's files, found by parsing them."""
+    folder = Path(config_module.__file__).parent
+    files = [stage, "start"] if stage == "diffusion" else [stage]
+    source = "\n".join((folder / f"{name}.py").read_text() for name in files)
     read = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
