@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
         **dict.fromkeys(
             ("channels", "attention", "layout_attention", "head_channels", "sample_size", "repeats", "pool_groups")
         ),
-        **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query", "pool")),
+        **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query", "pool", "pool_seed")),
         **dict.fromkeys(("aggregation", "cross_attention", "context_hidden_state", "null_context")),
         **dict.fromkeys(("layout", "baseline")),
         "shares": ("plain", "transformed", "reverse"),

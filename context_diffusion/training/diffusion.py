@@ -91,10 +91,10 @@ class DiffusionStage:
     checkpoint, resolutions that have none get it) and `layout_attention` (the layout encoder's, when it is new),
     `head_channels`; `repeats` (noise levels a target), `pool_groups`, `shares` (plain, transformed, reverse),
     `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share), `info`. `pool` is the folder of the
-    episode pool, which runs on the same data, VAE, seed and shares may have in common. The ablations: `aggregation`,
-    `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`), `layout` (controlnet,
-    t2i_adapter, none) and `baseline` (none, prompt_diffusion). `context_dropout = 1` with `layout = "none"` trains text
-    to image, with nothing behind the text in y.
+    episode pool, which runs on the same data, VAE, shares and `pool_seed` (the run's seed) may have in common. The
+    ablations: `aggregation`, `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`),
+    `layout` (controlnet, t2i_adapter, none) and `baseline` (none, prompt_diffusion). `context_dropout = 1` with
+    `layout = "none"` trains text to image, with nothing behind the text in y.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -122,7 +122,7 @@ class DiffusionStage:
             self.library,
             settings.get("pool_groups", 700),
             settings.get("shares", {"plain": 0.45, "transformed": 0.47, "reverse": 0.08}),
-            config.seed,
+            settings.get("pool_seed", config.seed),
             self._encode,
             (model.unet.config.in_channels, size, size),
             _digest(self.vae),

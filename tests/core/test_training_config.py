@@ -165,8 +165,9 @@ def test_a_base_that_is_none(write, base, words):
 
 
 # What two runs of one budget, or of one model on two budgets, may differ in.
-NAMES = {"pool", "info"}
-BUDGET = {"seed", "steps", "precision", "processes", "ema_decay"}
+NAMES = {"info"}
+START = {"pretrained", "pool", "pool_seed"}
+BUDGET = {"seed", "steps", "precision", "processes", "ema_decay", "save_every"}
 
 
 def differing(first: dict, second: dict) -> set[str]:
@@ -185,9 +186,13 @@ def test_what_is_compared_has_one_budget_and_differs_in_one_line(folder, others,
     configs = Path(__file__).parents[2] / "configs"
     bundled = load_config(configs / "emoji-128" / "3-diffusion.toml")
     default = load_config(configs / folder / "default.toml")
+    base = load_config(configs / "text-to-image-128" / "diffusion.toml")
     assert differing(run_values(default), run_values(bundled)) <= BUDGET
-    # What is compared goes without the attention that the bundled model got in its last round.
-    assert differing(default.settings, bundled.settings) == NAMES | own | {"attention"}
+    assert differing(default.settings, bundled.settings) == NAMES | START | own
+    # All begin with the text to image model, whose episodes they draw from in an order of their own.
+    assert default.settings["pretrained"] == f"{base.out}/{base.settings['info']['name']}.safetensors"
+    assert default.settings["pool"] == f"{base.out}/pool"
+    assert default.settings["pool_seed"] == base.seed != default.seed
     compared = {path.stem: load_config(path) for path in (configs / folder).glob("*.toml") if path.stem != "default"}
     assert len(compared) == others
     for name, config in compared.items():
@@ -197,6 +202,14 @@ def test_what_is_compared_has_one_budget_and_differs_in_one_line(folder, others,
             assert changed == {"baseline", "text_dropout", "context_dropout", "query_dropout"}
         else:
             assert len(changed) == 1, name
-        assert config.settings["pool"] == default.settings["pool"] == "runs/ablations/pool"
-    every = [default, *compared.values()]
+    every = [base, default, *compared.values()]
     assert len({(config.out, config.settings["info"]["name"]) for config in every}) == len(every)
+
+
+def test_the_text_to_image_model_is_the_bundled_ones_without_layout_and_context():
+    configs = Path(__file__).parents[2] / "configs"
+    bundled = load_config(configs / "emoji-128" / "3-diffusion.toml")
+    base = load_config(configs / "text-to-image-128" / "diffusion.toml")
+    assert differing(run_values(base), run_values(bundled)) <= BUDGET
+    assert differing(base.settings, bundled.settings) == NAMES | {"layout", "text_dropout", "context_dropout"}
+    assert (base.settings["layout"], base.settings["context_dropout"]) == ("none", 1.0)

@@ -296,3 +296,22 @@ def test_a_pool_of_other_settings_is_refused(library, tmp_path):
         with pytest.raises(ContextDiffusionError, match=name) as caught:
             make_pool(tmp_path, library, **other)
         assert "remove" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_runs_of_other_seeds_share_a_pool_that_has_a_seed_of_its_own(data, tmp_path):
+    encoders = write_tiny_encoders(tmp_path / "encoders")
+    pool, stages = tmp_path / "pool", []
+    for seed in (0, 1):
+        config = diffusion_config(data, encoders, tmp_path / str(seed), seed=seed)
+        config.settings.update(pool=str(pool), pool_seed=7)
+        stages.append(DiffusionStage(config))
+    first, second = stages
+    first.prepare(0, 1)
+    made = first.pool.arrays["images"].copy()
+    second.prepare(0, 1)
+    assert np.array_equal(second.pool.arrays["images"], made) and made.any()
+    # The pictures are the pool's, the draws from it each run's own.
+    assert not torch.equal(first.batch(0, 0, 1)["noise"], second.batch(0, 0, 1)["noise"])
+    config.settings.pop("pool_seed")
+    with pytest.raises(ContextDiffusionError, match="seed"):
+        DiffusionStage(config)
