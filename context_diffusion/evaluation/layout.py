@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..data.transforms import luma
 from ..errors import ContextDiffusionError
 
 
@@ -20,8 +21,7 @@ def edges(images: Tensor) -> Tensor:
     """
     from skimage.feature import canny
 
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    grey = (images * weights).sum(1).double().cpu().numpy()
+    grey = luma(images)[:, 0].double().cpu().numpy()
     found = [canny(one, sigma=1.0, low_threshold=0.05, high_threshold=0.15, mode="nearest") for one in grey]
     return torch.stack([torch.from_numpy(one) for one in found]).to(images.device)
 
