@@ -27,6 +27,7 @@ from .start import first_model
 from .variants import freeze_unused
 
 MEMBERS = 4
+LARGEST_K = 3
 
 
 def _digest(module: nn.Module) -> str:
@@ -85,16 +86,25 @@ class DiffusionObjective(nn.Module):
 class DiffusionStage:
     """Episodes from the pool; `batch_size` rows of the loss a process and step.
 
-    Settings of [diffusion]: `vae` (folder of the vae stage) and `clip` (folder of the clip stage). Or `start_from`, a
+    Settings of [diffusion], in the order of `config.SETTINGS`:
+
+    What it begins with: `vae` (folder of the vae stage) and `clip` (folder of the clip stage). Or `start_from`, a
     checkpoint to go on from; or `pretrained`, a checkpoint whose UNet and encoders a new model begins with; a `vae`
-    beside either takes the place of the checkpoint's, `clip` is not read. `channels`, `attention` (a list; on from a
-    checkpoint, resolutions that have none get it) and `layout_attention` (the layout encoder's, when it is new),
-    `head_channels`; `repeats` (noise levels a target), `pool_groups`, `shares` (plain, transformed, reverse),
-    `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share), `info`. `pool` is the folder of the
-    episode pool, which runs on the same data, VAE, shares and `pool_seed` (the run's seed) may have in common. The
-    ablations: `aggregation`, `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`),
+    beside either takes the place of the checkpoint's, `clip` is not read. `prediction_type`.
+
+    The UNet: `channels`, `attention` (a list; on from a checkpoint, resolutions that have none get it) and
+    `layout_attention` (the layout encoder's, when it is new), `head_channels`, `sample_size`.
+
+    Episodes: `repeats` (noise levels a target), `members` (pictures of a group in a batch, each other's context: 4, 8
+    or 16), `largest_k` (most context images of a row, fewer than `members`). `pool` is the folder of the episode pool,
+    which runs on the same data, VAE, shares and `pool_seed` (the run's seed) may have in common; `pool_groups`,
+    `shares` (plain, transformed, reverse). `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share).
+
+    The ablations: `aggregation`, `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`),
     `layout` (controlnet, t2i_adapter, none) and `baseline` (none, prompt_diffusion). `context_dropout = 1` with
     `layout = "none"` trains text to image, with nothing behind the text in y.
+
+    `info`: what the checkpoint says of itself.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -103,10 +113,13 @@ class DiffusionStage:
         self.config, self.settings = config, settings
         self.library = EmojiLibrary(config.data)
         self.repeats = settings.get("repeats", 4)
-        if config.batch_size % (MEMBERS * self.repeats):
+        self.members = settings.get("members", MEMBERS)
+        self.largest_k = settings.get("largest_k", LARGEST_K)
+        _check_episodes(self.members, self.largest_k)
+        if config.batch_size % (self.members * self.repeats):
             raise ContextDiffusionError(
-                f"batch_size is {config.batch_size}: give a multiple of {MEMBERS * self.repeats} "
-                f"({MEMBERS} members of a group, {self.repeats} repeats)"
+                f"batch_size is {config.batch_size}: give a multiple of {self.members * self.repeats} "
+                f"({self.members} members of a group, {self.repeats} repeats)"
             )
         model = first_model(settings)
         self.vae = model.vae.eval().requires_grad_(False)
@@ -141,13 +154,13 @@ class DiffusionStage:
         generator = torch.Generator().manual_seed(batch_seed(self.config.seed, step, rank, 1))
         settings, pool = self.settings, self.pool
         rows_total = self.config.batch_size
-        groups = rows_total // (MEMBERS * self.repeats)
+        groups = rows_total // (self.members * self.repeats)
         images, queries, latents, captions, kinds = [], [], [], [], []
         for group in rng.choice(pool.groups, size=groups, replace=False):
             members = self._members(rng)
             images.append(pool.pictures("images", group, members))
             latents.append(pool.latents(group, members))
-            other = rng.random(MEMBERS) < settings.get("other_query", 0.35)
+            other = rng.random(self.members) < settings.get("other_query", 0.35)
             usual, others = (pool.pictures(name, group, members) for name in ("queries", "other_queries"))
             other = torch.from_numpy(other).view(-1, 1, 1, 1)
             queries.append(torch.where(other, others, usual))
@@ -169,14 +182,16 @@ class DiffusionStage:
             "latents": latents,
             "ids": ids,
             "text": torch.where(dropped, 0, rows + 1),
-            "context": context_matrix(rows, MEMBERS, generator, settings.get("context_dropout", 0.12)),
+            "context": context_matrix(
+                rows, self.members, generator, settings.get("context_dropout", 0.12), self.largest_k
+            ),
             "layout": (torch.rand(rows_total, generator=generator) >= settings.get("query_dropout", 0.05)).float(),
             "noise": torch.randn(rows_total, *latents.shape[1:], generator=generator),
             "levels": noise_levels(rows_total, generator),
         }
         if self.module.model.example_encoder is not None:
             # Drawn last, so that everything else is as without the baseline.
-            examples = draw_examples(unique, MEMBERS, generator)
+            examples = draw_examples(unique, self.members, generator)
             usual, others, other = (torch.cat(parts) for parts in zip(*kinds, strict=True))
             # The example's query is of the kind that the target's query is of.
             batch["examples"] = examples
@@ -184,10 +199,10 @@ class DiffusionStage:
         return batch
 
     def _members(self, rng: np.random.Generator) -> np.ndarray:
-        """Four of a group: often a run of one subgroup (see `draw_keys`), else any."""
+        """Some of a group: often whole runs of one subgroup (see `draw_keys`), else any."""
         if rng.random() < 0.6:
-            return MEMBERS * int(rng.integers(GROUP_SIZE // MEMBERS)) + np.arange(MEMBERS)
-        return rng.choice(GROUP_SIZE, size=MEMBERS, replace=False)
+            return self.members * int(rng.integers(GROUP_SIZE // self.members)) + np.arange(self.members)
+        return rng.choice(GROUP_SIZE, size=self.members, replace=False)
 
     def _whole(self) -> ContextDiffusion:
         """The model with its VAE."""
@@ -214,3 +229,13 @@ class DiffusionStage:
         """Write the whole model in fp16."""
         name = self.settings.get("info", {}).get("name", "model")
         save_checkpoint(self._whole(), out / f"{name}.safetensors", dtype=torch.float16)
+
+
+def _check_episodes(members: int, largest_k: int) -> None:
+    if members not in (4, 8, 16):
+        raise ContextDiffusionError(f"[diffusion] members is {members!r}: give 4, 8 or 16 of a group's {GROUP_SIZE}")
+    if not isinstance(largest_k, int) or not 1 <= largest_k < members:
+        raise ContextDiffusionError(
+            f"[diffusion] largest_k is {largest_k!r} with {members} members of a group: a context is drawn from the "
+            f"others, give 1 to {members - 1}"
+        )

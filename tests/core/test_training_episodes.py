@@ -11,6 +11,7 @@ from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.maps import make_map
 from context_diffusion.training import episodes
 from context_diffusion.training.clip import CLIPStage
+from context_diffusion.training.config import RunConfig
 from context_diffusion.training.diffusion import DiffusionStage
 from context_diffusion.training.episodes import REVERSE_MAPS, context_matrix, draw_group, draw_keys
 from context_diffusion.training.pool import EpisodePool
@@ -314,4 +315,34 @@ def test_runs_of_other_seeds_share_a_pool_that_has_a_seed_of_its_own(data, tmp_p
     assert not torch.equal(first.batch(0, 0, 1)["noise"], second.batch(0, 0, 1)["noise"])
     config.settings.pop("pool_seed")
     with pytest.raises(ContextDiffusionError, match="seed"):
+        DiffusionStage(config)
+
+
+def test_larger_groups_give_a_row_more_context_images(stage):
+    config = RunConfig(**{**vars(stage.config), "batch_size": 16})
+    config.settings = {**stage.settings, "pool": str(stage.pool.folder), "members": 8, "largest_k": 6}
+    wider = DiffusionStage(config)
+    wider.prepare(0, 1)
+    counts = set()
+    for step in range(40):
+        batch = wider.batch(step, 0, 1)
+        assert len(batch["images"]) == 8 and batch["context"].shape == (16, 8)
+        counts |= set((batch["context"] > 0).sum(1).tolist())
+        assert (batch["context"][torch.arange(16), batch["rows"]] == 0).all()
+    assert counts - {0} == {1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"members": 5}, "members is 5.*4, 8 or 16"),
+        ({"largest_k": 4}, "largest_k is 4 with 4 members.*1 to 3"),
+        ({"members": 8, "largest_k": 0}, "largest_k is 0 with 8 members.*1 to 7"),
+        ({"members": 16}, "batch_size is 16.*multiple of 32.*16 members"),
+    ],
+)
+def test_episodes_that_cannot_be(stage, settings, words):
+    config = RunConfig(**vars(stage.config))
+    config.settings = {**stage.settings, **settings}
+    with pytest.raises(ContextDiffusionError, match=words):
         DiffusionStage(config)
