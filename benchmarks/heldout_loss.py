@@ -1,4 +1,4 @@
-"""The training loss on held-out emoji at fixed noise: in two minutes, whether a change of training helped.
+"""The training loss on held-out emoji at fixed noise: in minutes, whether a change of training helped.
 
     OMP_NUM_THREADS=1 python -m benchmarks.heldout_loss FILE... --data data/emoji [--count 140] [--k 3]
 
@@ -71,6 +71,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=140, help="images of seen styles; half as many of each other part")
     parser.add_argument("--k", type=int, default=3, help="context images")
     arguments = parser.parse_args()
+    models = [load_checkpoint(path, dtype=torch.float32) for path in arguments.models]
+    for path, model in zip(arguments.models, models, strict=True):
+        if model.image_encoder is None:
+            parser.error(f"{path} has no image encoder and so no context: leave it out")
     library = EmojiLibrary(arguments.data)
     cases = heldout_cases(library, arguments.count, arguments.count // 2, arguments.count // 2, arguments.k)
     truth, query = truths(library, cases), queries(library, cases)
@@ -81,11 +85,8 @@ def main() -> None:
         + "  ".join(f"s={level:<5}" for level in LEVELS)
         + "  C / shuffled  of the first"
     )
-    for path in arguments.models:
-        model = load_checkpoint(path, dtype=torch.float32).eval().to(memory_format=torch.channels_last)
-        if model.image_encoder is None:
-            parser.error(f"{path} has no image encoder and so no context: leave it out")
-        multiply_in_bf16(model)
+    for path, model in zip(arguments.models, models, strict=True):
+        multiply_in_bf16(model.eval().to(memory_format=torch.channels_last))
         losses, shuffled = (losses_of(model, truth, query, context) for context in (right, wrong))
         print(path)
         for part in PARTS:

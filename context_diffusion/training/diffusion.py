@@ -18,7 +18,7 @@ from ..model import ContextDiffusion
 from ..visual_context import clip_preprocess, image_tokens
 from .config import RunConfig
 from .context import row_contexts
-from .episodes import context_matrix, draw_examples
+from .episodes import LARGEST_K, context_matrix, draw_examples
 from .loop import batch_seed
 from .objective import diffusion_loss, noise_levels
 from .pool import GROUP_SIZE, EpisodePool
@@ -26,8 +26,8 @@ from .preview import preview_grid
 from .start import first_model
 from .variants import freeze_unused
 
+# Pictures of a group in a batch, where nothing else is asked for.
 MEMBERS = 4
-LARGEST_K = 3
 
 
 def _digest(module: nn.Module) -> str:

@@ -19,6 +19,8 @@ from ..errors import ContextDiffusionError
 from ..maps import make_map
 from .clip import transformed_caption
 
+# Most context images of a training row, where nothing else is asked for.
+LARGEST_K = 3
 # Pairs of styles whose drawings share their layout: the other's drawing can be the query (editing, real sketches).
 SAME_LAYOUT = {
     "openmoji": ("openmoji-black",),
@@ -127,7 +129,7 @@ def draw_group(library: EmojiLibrary, rng: np.random.Generator, kind: str, size:
 
 
 def context_matrix(
-    rows: Tensor, members: int, generator: torch.Generator, dropout: float, largest_k: int = 3
+    rows: Tensor, members: int, generator: torch.Generator, dropout: float, largest_k: int = LARGEST_K
 ) -> Tensor:
     """Which pictures are whose context: row weights over the batch's unique pictures, each row summing to 1 or 0.
 
