@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import ContextDiffusionError
@@ -27,6 +25,7 @@ from .emoji_styles import (
     slug_table,
 )
 from .packages import fetch_package, read_archive
+from .render import check_size, render_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def build_emoji(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ContextDiffusionError(f"cannot write to {out}: {error.strerror}; choose another --out folder") from error
-    _check_size(out / "images", size)
+    check_size(out / "images", size)
     packages = {style.package.name: style.package for style in STYLES}
     packages.update({package.name: package for package in CAPTION_PACKAGES})
     archives = {
@@ -85,7 +84,7 @@ def build_emoji(
             # It says that the data set is whole: an earlier one of fewer emoji would no longer be right.
             (out / "index.json").unlink(missing_ok=True)
         with ProcessPoolExecutor(workers) as pool:
-            done = pool.map(_render, missing, chunksize=16)
+            done = pool.map(render_file, missing, chunksize=16)
             for _ in tqdm(done, desc=f"render {style.name}", total=len(missing), disable=quiet):
                 pass
     index = {
@@ -206,44 +205,9 @@ def attribution_text() -> str:
     )
 
 
-def _check_size(folder: Path, size: int) -> None:
-    """Images of an earlier run are kept: they must not be of another size."""
-    earlier = next(folder.glob("*/*.png"), None)
-    if earlier is None:
-        return
-    with Image.open(earlier) as image:
-        if image.size != (size, size):
-            raise ContextDiffusionError(
-                f"{folder} holds images of {image.width} pixels and --size is {size}: give another --out folder"
-            )
-
-
 def _check_limit(folder: Path, emoji: dict[str, dict], limit: int) -> None:
     """Images of an earlier, larger run would be in the data set without an entry in its index."""
     if any(path.stem not in emoji for path in folder.glob("*/*.png")):
         raise ContextDiffusionError(
             f"{folder} holds images of more emoji than --limit {limit}: give another --out folder"
         )
-
-
-def _render(job: tuple[bytes, Path, int]) -> None:
-    """One SVG or WebP -> one RGB PNG over white, written whole or not at all."""
-    picture, path, size = job
-    if picture[:4] == b"RIFF":
-        image = Image.open(io.BytesIO(picture)).convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
-    else:
-        import resvg_py
-
-        png = resvg_py.svg_to_bytes(
-            svg_string=picture.decode(), width=size, height=size, skip_system_fonts=True, background="#ffffff"
-        )
-        image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-    if image.size != (size, size):
-        # A picture that is not square is centred on white.
-        image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        square = Image.new("RGBA", (size, size), "white")
-        square.paste(image, ((size - image.width) // 2, (size - image.height) // 2), image)
-        image = square
-    over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    with write_atomically(path) as scratch:
-        over_white.save(scratch, format="PNG")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .iconify import icon_svg
 from .packages import Package, read_archive
 
 OPENMOJI = Package(
@@ -147,19 +148,8 @@ def _iconify(archive: object, slugs: dict[str, str]) -> dict[str, bytes]:
         while name not in sheet["icons"] and name in sheet.get("aliases", {}):
             name = sheet["aliases"][name]["parent"]
         if name in sheet["icons"]:
-            pictures[emoji_key(hexcode)] = _iconify_svg(sheet, sheet["icons"][name])
+            pictures[emoji_key(hexcode)] = icon_svg(sheet, sheet["icons"][name])
     return pictures
-
-
-def _iconify_svg(sheet: dict, icon: dict) -> bytes:
-    left, top, width, height = (
-        icon.get(side, sheet.get(side, default))
-        for side, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
-    )
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
-    ).encode()
 
 
 def slug_table(archives: dict[str, object]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The emoji data set in memory: images of every style, captions, groups and the split."""
+"""A data set of styles in memory, emoji or icons: images of every style, captions, groups and the split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .captions import dominant_colors, emoji_caption
 
 
 class EmojiLibrary:
-    """What `context-diffusion data emoji` wrote, ready for sampling episodes.
+    """What `context-diffusion data emoji` or `data icons` wrote, ready for sampling episodes.
 
     Pixels are decoded once into `cache/STYLE.npy` beside the images and memory-mapped from there, so that several
     processes share them.
@@ -40,8 +40,8 @@ class EmojiLibrary:
             index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ContextDiffusionError(
-                f"{self.folder} holds no emoji data set (no readable index.json): "
-                f"run `context-diffusion data emoji --out {self.folder}` first"
+                f"{self.folder} holds no emoji or icon data set (no readable index.json): "
+                f"run `context-diffusion data emoji --out {self.folder}` (or `data icons`) first"
             ) from error
         self.size: int = index["size"]
         self.emoji: dict[str, dict] = index["emoji"]
@@ -106,6 +106,19 @@ class EmojiLibrary:
         """Names of the image's dominant colors, the largest area first."""
         row = self._rows[style][key]
         return dominant_colors(self.images[style][row], self.backgrounds[style][row])
+
+    def draw_style(self, rng: np.random.Generator) -> str:
+        """A train style; styles of one icon set have the chance of one style between them."""
+        sets: dict[str, list[str]] = {}
+        for style in self.train_styles:
+            sets.setdefault(self.style_info[style].get("set", style), []).append(style)
+        styles = sets[str(rng.choice(list(sets)))]
+        return styles[0] if len(styles) == 1 else str(rng.choice(styles))
+
+    def same_layout(self, style: str) -> list[str]:
+        """The other styles of the style's set, which draw the same pictures in the same layout."""
+        own = self.style_info[style].get("set")
+        return [other for other, info in self.style_info.items() if own and info.get("set") == own and other != style]
 
     @cached_property
     def train_keys(self) -> dict[str, list[str]]:

@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
         **dict.fromkeys(("vae", "clip", "start_from", "pretrained", "prediction_type")),
         **dict.fromkeys(("channels", "attention", "layout_attention", "head_channels", "sample_size")),
         **dict.fromkeys(("repeats", "members", "largest_k", "pool", "pool_seed", "pool_groups")),
+        **dict.fromkeys(("icons", "icon_share")),
         **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query")),
         **dict.fromkeys(("aggregation", "cross_attention", "context_hidden_state", "null_context")),
         **dict.fromkeys(("layout", "baseline")),

@@ -98,7 +98,8 @@ class DiffusionStage:
     Episodes: `repeats` (noise levels a target), `members` (pictures of a group in a batch, each other's context: 4, 8
     or 16), `largest_k` (most context images of a row, fewer than `members`). `pool` is the folder of the episode pool,
     which runs on the same data, VAE, shares and `pool_seed` (the run's seed) may have in common; `pool_groups`,
-    `shares` (plain, transformed, reverse). `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share).
+    `shares` (plain, transformed, reverse). `icons` is the folder of another data set, which `icon_share` of the groups
+    are drawn from. `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share).
 
     The ablations: `aggregation`, `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`),
     `layout` (controlnet, t2i_adapter, none) and `baseline` (none, prompt_diffusion). `context_dropout = 1` with
@@ -139,6 +140,7 @@ class DiffusionStage:
             self._encode,
             (model.unet.config.in_channels, size, size),
             _digest(self.vae),
+            *_icons(settings, self.library.size),
         )
 
     def prepare(self, rank: int, world: int) -> None:
@@ -229,6 +231,23 @@ class DiffusionStage:
         """Write the whole model in fp16."""
         name = self.settings.get("info", {}).get("name", "model")
         save_checkpoint(self._whole(), out / f"{name}.safetensors", dtype=torch.float16)
+
+
+def _icons(settings: dict, size: int) -> tuple[EmojiLibrary | None, float]:
+    """The icons' data set and their share."""
+    folder, share = settings.get("icons"), settings.get("icon_share", 0.0)
+    if not folder:
+        if share:
+            raise ContextDiffusionError(f"[diffusion] icon_share is {share!r} and icons names no data set: give both")
+        return None, 0.0
+    if not 0 < share <= 1:
+        raise ContextDiffusionError(f"[diffusion] icons is {folder!r} and icon_share {share!r}: give a share up to 1")
+    library = EmojiLibrary(folder)
+    if library.size != size:
+        raise ContextDiffusionError(
+            f"[diffusion] the icons in {folder} are {library.size} pixels and the emoji {size}: make both of one size"
+        )
+    return library, share
 
 
 def _check_episodes(members: int, largest_k: int) -> None:

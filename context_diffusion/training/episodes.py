@@ -100,7 +100,7 @@ def draw_group(library: EmojiLibrary, rng: np.random.Generator, kind: str, size:
         kind: `plain`, `transformed` or `reverse`.
         size: pictures in the group, a multiple of 4.
     """
-    style = str(rng.choice(library.train_styles))
+    style = library.draw_style(rng)
     keys = draw_keys(library, style, size, rng, library.train_keys[style])
     plain = library.batch(style, keys)
     if kind == "reverse":
@@ -120,9 +120,14 @@ def draw_group(library: EmojiLibrary, rng: np.random.Generator, kind: str, size:
         ]
     # Half of the transformed groups are asked for by the plain drawing's edges: those say nothing of the new style.
     source = plain if kind == "transformed" and rng.random() < 0.5 else images
-    others = [other for other in SAME_LAYOUT.get(style, ()) if kind == "plain" or rng.random() < 0.5]
-    if others and rng.random() < 0.7 and all(library.has(others[0], key) for key in keys):
-        other_queries = library.batch(others[0], keys)
+    others = [*SAME_LAYOUT.get(style, ()), *library.same_layout(style)]
+    if others and (kind == "plain" or rng.random() < 0.5) and rng.random() < 0.7:
+        others = [other for other in others if all(library.has(other, key) for key in keys)]
+    else:
+        others = []
+    if others:
+        other = others[0] if len(others) == 1 else str(rng.choice(others))
+        other_queries = library.batch(other, keys)
     else:
         other_queries = make_map(source, str(rng.choice(OTHER_MAPS, p=(0.15, 0.35, 0.2, 0.15, 0.15))))
     return Group(kind, style, keys, images, make_map(source, "softedge"), other_queries, captions)

@@ -38,6 +38,8 @@ class EpisodePool:
         encode: images (B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w).
         latent_shape: (C, h, w).
         encoder: says which weights `encode` has.
+        icons: another data set, which has none of the held-out content.
+        icon_share: share of the groups that are drawn from it.
 
     Raises:
         ContextDiffusionError: the folder holds a pool that was made with other settings.
@@ -53,9 +55,12 @@ class EpisodePool:
         encode: Callable[[Tensor], Tensor],
         latent_shape: tuple[int, int, int],
         encoder: str = "",
+        icons: EmojiLibrary | None = None,
+        icon_share: float = 0.0,
     ) -> None:
         self.folder, self.library, self.groups, self.seed = folder, library, groups, seed
-        self.encode = encode
+        self.encode, self.icons = encode, icons
+        self.icon_share = icon_share if icons else 0.0
         self.kinds = list(shares)
         # Kinds are dealt out evenly over the pool, so that any part of it has all of them.
         edges = np.cumsum(list(shares.values())) / sum(shares.values())
@@ -69,6 +74,8 @@ class EpisodePool:
         }
         folder.mkdir(parents=True, exist_ok=True)
         made_with = {"seed": seed, "shares": shares, "encoder": encoder, "transforms": list(TRAIN_FAMILIES)}
+        if self.icon_share:
+            made_with["icon_share"] = self.icon_share
         _check_settings(folder / "settings.json", made_with)
         self.arrays = {
             name: _open(folder / f"{name}.npy", (groups, GROUP_SIZE, *shape), dtype)
@@ -82,7 +89,8 @@ class EpisodePool:
         missing = [index for index in range(rank, self.groups, world) if not self.done[index]]
         for index in tqdm(missing, desc="episode pool", disable=None if rank == 0 else True):
             rng = np.random.default_rng(batch_seed(self.seed, index, 0, 7))
-            group = draw_group(self.library, rng, self.kinds[self._kind_of[index]], GROUP_SIZE)
+            library = self.icons if self.icon_share and rng.random() < self.icon_share else self.library
+            group = draw_group(library, rng, self.kinds[self._kind_of[index]], GROUP_SIZE)
             self.arrays["images"][index] = _to_bytes(group.images)
             self.arrays["queries"][index] = _to_bytes(group.queries)
             self.arrays["other_queries"][index] = _to_bytes(group.other_queries)

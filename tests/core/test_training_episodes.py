@@ -346,3 +346,79 @@ def test_episodes_that_cannot_be(stage, settings, words):
     config.settings = {**stage.settings, **settings}
     with pytest.raises(ContextDiffusionError, match=words):
         DiffusionStage(config)
+
+
+# Icons beside the emoji
+
+
+@pytest.fixture(scope="module")
+def icons(tmp_path_factory):
+    """The tiny data again, its first two styles one set in one layout, told from the emoji by names of their own."""
+    folder = write_tiny_data(tmp_path_factory.mktemp("icons"))
+    index = json.loads((folder / "index.json").read_text())
+    for style in ("openmoji", "openmoji-black", "twemoji"):
+        (folder / "images" / style).rename(folder / "images" / f"icon-{style}")
+    index["styles"] = {
+        f"icon-{style}": {**index["styles"][style], "set": "icon" if style.startswith("open") else style}
+        for style in ("openmoji", "openmoji-black", "twemoji")
+    }
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_groups_of_icons_have_their_share(data, icons, tmp_path):
+    config = diffusion_config(data, write_tiny_encoders(tmp_path / "encoders"), tmp_path / "out")
+    config.settings.update(icons=str(icons), icon_share=0.4, pool_groups=60)
+    stage = DiffusionStage(config)
+    stage.prepare(0, 1)
+    groups = [json.loads((stage.pool.folder / f"{number:05d}.json").read_text()) for number in range(60)]
+    plain = [group["style"] for group in groups if group["kind"] != "reverse"]
+    share = sum(style.startswith("icon-") for style in plain) / len(plain)
+    # Three standard deviations of some forty draws.
+    assert abs(share - 0.4) < 0.25 and 0 < share < 1
+    assert torch.isfinite(stage.module(stage.batch(0, 0, 1))[0])
+    config.settings["icon_share"] = 0.5
+    with pytest.raises(ContextDiffusionError, match="another icon_share"):
+        DiffusionStage(config)
+
+
+def test_another_variant_of_an_icon_is_its_other_query(icons):
+    library = EmojiLibrary(icons)
+    assert library.same_layout("icon-openmoji") == ["icon-openmoji-black"] and not library.same_layout("icon-twemoji")
+    found = 0
+    for seed in range(40):
+        group = draw_group(library, np.random.default_rng(seed), "plain")
+        for other in library.same_layout(group.style):
+            found += torch.equal(group.other_queries, library.batch(other, group.keys))
+    assert found > 5
+
+
+def test_a_set_counts_as_one_style(icons):
+    library = EmojiLibrary(icons)
+    rng = np.random.default_rng(0)
+    drawn = [library.draw_style(rng) for _ in range(400)]
+    assert abs(drawn.count("icon-twemoji") / 400 - 0.5) < 0.1
+    assert min(drawn.count("icon-openmoji"), drawn.count("icon-openmoji-black")) > 60
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"icon_share": 0.3}, "icon_share is 0.3 and icons names no data set"),
+        ({"icons": "data/icons"}, "icon_share 0.0: give a share up to 1"),
+        ({"icons": "no/such/folder", "icon_share": 0.3}, "no/such/folder holds no"),
+    ],
+)
+def test_icons_that_cannot_be(stage, settings, words):
+    config = RunConfig(**vars(stage.config))
+    config.settings = {**stage.settings, **settings}
+    with pytest.raises(ContextDiffusionError, match=words):
+        DiffusionStage(config)
+
+
+def test_icons_of_another_size(stage, tmp_path):
+    other = write_tiny_data(tmp_path / "icons", size=32)
+    config = RunConfig(**vars(stage.config))
+    config.settings = {**stage.settings, "icons": str(other), "icon_share": 0.3}
+    with pytest.raises(ContextDiffusionError, match="32 pixels and the emoji 64"):
+        DiffusionStage(config)
