@@ -38,7 +38,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         sets,
         "icons",
         run_icons,
-        help="thirty-one icon styles from public packages",
+        help="icon sets from public packages",
         description=(
             "Fetch the pinned icon packages with npm, check their integrity, and render their styles as images with "
             "captions and licences: more styles to learn from. What the emoji data set holds out is left out. A run "

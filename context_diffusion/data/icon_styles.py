@@ -18,6 +18,7 @@ class IconSet:
         variants: the end of an icon's name -> what the style is called in captions; the end "" is that of the names
             with none of the others. Variants draw the same icons in the same layout.
         sizes: ends of names that are sizes of one drawing, the best first; empty where there are none.
+        heldout: whether training never sees it. Such a set has no words.
     """
 
     name: str
@@ -25,6 +26,7 @@ class IconSet:
     words: str
     variants: dict[str, str]
     sizes: tuple[str, ...] = ()
+    heldout: bool = False
 
 
 def _package(name: str, version: str, sha512: str, licence: str, attribution: str) -> Package:
@@ -225,5 +227,58 @@ ICON_SETS = (
         ),
         "black and blue icon",
         {"": ""},
+    ),
+    # Never trained on: two sets of emoji, pastel lines, and logos on tiles.
+    IconSet(
+        "fxemoji",
+        _package(
+            "fxemoji",
+            "1.2.2",
+            "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
+            "Apache-2.0",
+            "Firefox OS Emoji, Mozilla",
+        ),
+        "",
+        {"": ""},
+        heldout=True,
+    ),
+    IconSet(
+        "streamline-emojis",
+        _package(
+            "streamline-emojis",
+            "1.2.4",
+            "iNr9T9XuZVTyQPJO8ZlLxBzPkpi7qMl+z1l0C31vpEMqhPMelth3n7CeWQYtixdetDPdI81yeG4ROqjWpYJE6A==",
+            "CC-BY-4.0",
+            "Streamline Emojis, streamlinehq.com",
+        ),
+        "",
+        {"": ""},
+        heldout=True,
+    ),
+    IconSet(
+        "catppuccin",
+        _package(
+            "catppuccin",
+            "1.2.17",
+            "l1pFOADEUlw+j7V+yfFzBowdE4deeMuI4amqfKaN+7uTI9B0Ho24C86DitQk5zb62NkEM9poOyfuG7WS2bw6jg==",
+            "MIT",
+            "Catppuccin icons, Catppuccin",
+        ),
+        "",
+        {"": ""},
+        heldout=True,
+    ),
+    IconSet(
+        "skill-icons",
+        _package(
+            "skill-icons",
+            "1.2.4",
+            "S6iRKHGlGCb/zfx3Isv1TBe5PunbDE5FEwJcaXji60+yRZMrcFFtYEI1xivKqaGKXyVZ508yjGDItsehQdJmSg==",
+            "MIT",
+            "Skill Icons, tandpfun",
+        ),
+        "",
+        {"": ""},
+        heldout=True,
     ),
 )

@@ -1,7 +1,7 @@
 """`context-diffusion data icons`: sets of icons as more styles to learn from, in the shape of the emoji data set.
 
-An icon set is what the model is for: many pictures drawn alike. None of it is measured on, so there is no split; what
-the emoji data set holds out is left out here by name.
+An icon set is what the model is for: many pictures drawn alike. Whole sets are held out; from the others is left out,
+by name, what the emoji data set holds out.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def build_icons(
     for icon_set in tqdm(ICON_SETS, desc="packages", disable=quiet):
         sheet = read_sheet(fetch_package(icon_set.package, out / "packages"))
         drawings = split_variants(icon_set, sheet)
-        names = choose_names(drawings, heldout, limit)
+        names = choose_names(drawings, () if icon_set.heldout else heldout, limit)
         entries |= {f"{icon_set.name}.{name}": entry for name, entry in _entries(icon_set, sheet, names).items()}
         for variant, pictures in drawings.items():
             style = f"{icon_set.name}-{variant}" if variant else icon_set.name
@@ -74,7 +74,7 @@ def build_icons(
             ]
             styles[style] = {
                 "words": f"{icon_set.variants[variant]} {icon_set.words}".strip(),
-                "heldout": False,
+                "heldout": icon_set.heldout,
                 "set": icon_set.name,
                 "licence": icon_set.package.licence,
                 "attribution": icon_set.package.attribution,
@@ -184,7 +184,7 @@ def _entries(icon_set: IconSet, sheet: IconSheet, names: list[str]) -> dict[str,
             "group": "icons",
             "subgroup": subgroups[name] if sizes[subgroups[name]] >= SMALLEST_SUBGROUP else "icons",
             "keywords": [],
-            "heldout": False,
+            "heldout": icon_set.heldout,
         }
         for name in names
     }

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def test_the_sets():
     assert {icon_set.package.licence for icon_set in ICON_SETS} <= {"MIT", "Apache-2.0", "CC-BY-4.0", "ISC"}
     for icon_set in ICON_SETS:
         assert icon_set.package.attribution in attribution_text()
-        assert icon_set.words or all(icon_set.variants.values()), "captions name every style"
+        named = bool(icon_set.words) or all(icon_set.variants.values())
+        assert named != icon_set.heldout, "captions name every style, and none that training never sees"
 
 
 def test_variants_by_the_longest_end():
@@ -140,6 +142,14 @@ class TestDataSet:
         assert library.same_layout("lines-bold") == ["lines", "lines-bold-duotone"]
         drawn = Counter(library.draw_style(np.random.default_rng(seed)) for seed in range(60))
         assert set(drawn) == set(library.styles)
+
+    def test_a_set_that_is_held_out(self, build, tmp_path, monkeypatch):
+        monkeypatch.setattr(icons_module, "ICON_SETS", (replace(LINES, heldout=True),))
+        build()
+        library = EmojiLibrary(tmp_path / "icons")
+        assert library.train_styles == [] and library.heldout_styles[0] == "lines"
+        # All of it: what the emoji hold out is kept from training alone.
+        assert len(library.heldout_keys["lines"]) == 25
 
     def test_a_second_run_renders_nothing(self, build, tmp_path):
         build()

@@ -1,0 +1,112 @@
+"""Icons of sets that training never saw, drawn in the style of three others of their set.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.icon_sets FILE... --data data/icons [--count 48]
+
+What a designer does who completes a set: three icons of it are the context, the soft edges of a further one are the
+query, and nothing is said in words. RMSE is to the icon as its set has it, as a mean over images, under the set's own
+icons and under a context of another held-out set. The change against the first FILE is a ratio over the same icons and
+the same noise, with its 95% bootstrap interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.data.library import EmojiLibrary
+from context_diffusion.evaluation.statistics import ratio_of_means
+from context_diffusion.flow_sampler import FlowSampler, SamplingBatch
+from context_diffusion.images import image_grid, save_image
+from context_diffusion.maps import make_map
+
+CONTEXT = 3
+SHOWN = 6
+
+
+def draw_cases(library: EmojiLibrary, count: int, seed: int = 0) -> list[tuple[str, str, list[str], str, list[str]]]:
+    """(style, target, its context, another style, context of that) of each image, `count` a held-out style."""
+    rng = np.random.default_rng(seed)
+    cases = []
+    for style in library.heldout_styles:
+        for target in rng.choice(library.keys[style], size=count, replace=False).tolist():
+            others = [key for key in library.keys[style] if key != target]
+            context = rng.choice(others, size=CONTEXT, replace=False).tolist()
+            wrong = str(rng.choice([other for other in library.heldout_styles if other != style]))
+            cases.append((style, target, context, wrong, rng.choice(library.keys[wrong], CONTEXT, False).tolist()))
+    return cases
+
+
+def generate(sampler: FlowSampler, query: Tensor, context: Tensor, batch: int = 24) -> Tensor:
+    """Images in C, (B, 3, H, W) in [0, 1]; the noise of each is seeded by its place."""
+    parts = []
+    for start in range(0, len(query), batch):
+        chosen = slice(start, start + batch)
+        seeds = tuple(range(start, start + len(query[chosen])))
+        parts.append(
+            sampler.generate(
+                SamplingBatch(seeds=seeds, query=query[chosen], context=context[chosen], size=query.shape[-1])
+            )
+        )
+    return torch.cat(parts).clamp(0, 1)
+
+
+def rmse(images: Tensor, truth: Tensor) -> Tensor:
+    """(B,), over pixels and channels."""
+    return (images.float().cpu() - truth).square().mean((1, 2, 3)).sqrt()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", metavar="FILE", help="checkpoints with a visual context")
+    parser.add_argument("--data", required=True, help="folder that `context-diffusion data icons` wrote")
+    parser.add_argument("--count", type=int, default=48, help="icons of each held-out set")
+    parser.add_argument("--steps", type=int, default=8, help="Euler steps")
+    parser.add_argument("--grid", type=Path, metavar="FILE", help="picture of some of them: context, query, images")
+    given = parser.parse_args(arguments)
+    library = EmojiLibrary(given.data)
+    cases = draw_cases(library, given.count)
+    truth = torch.cat([library.batch(style, [target]) for style, target, *_ in cases])
+    query = make_map(truth, "softedge")
+    right = torch.stack([library.batch(style, context) for style, _, context, *_ in cases])
+    wrong = torch.stack([library.batch(style, context) for *_, style, context in cases])
+    styles = [style for style, *_ in cases]
+    first: Tensor | None = None
+    drawn = []
+    print(f"{'set':<20} {'images':>6} {'C':>7} {'shuffled':>8} {'ratio':>6}  of the first in C")
+    for path in given.models:
+        sampler = FlowSampler(load_checkpoint(path, dtype=torch.float32).eval(), steps=given.steps)
+        images = generate(sampler, query, right)
+        drawn.append(images)
+        own, other = rmse(images, truth), rmse(generate(sampler, query, wrong), truth)
+        first = own if first is None else first
+        print(path)
+        for name in (*library.heldout_styles, "all"):
+            rows = [index for index, style in enumerate(styles) if name in (style, "all")]
+            keys = [cases[index][1] for index in rows]
+            mine, shuffled = float(own[rows].mean()), float(other[rows].mean())
+            change = ratio_of_means(own[rows], first[rows], keys)
+            print(
+                f"{name:<20} {len(rows):>6} {mine:>7.3f} {shuffled:>8.3f} {mine / shuffled:>6.3f}  {change}", flush=True
+            )
+    if given.grid:
+        picked = [index for name in library.heldout_styles for index in _first(styles, name)]
+        rows = [
+            [*right[index], query[index], *(images[index].float() for images in drawn), truth[index]]
+            for index in picked
+        ]
+        names = [Path(path).stem for path in given.models]
+        save_image(image_grid(rows, [*["context"] * CONTEXT, "query", *names, "truth"]), given.grid)
+
+
+def _first(styles: Sequence[str], name: str) -> list[int]:
+    return [index for index, style in enumerate(styles) if style == name][:SHOWN]
+
+
+if __name__ == "__main__":
+    main()
