@@ -133,6 +133,8 @@ def test_the_short_recipe_makes_the_same_model():
     folders = {}
     for path in sorted((folder / "emoji-128-quick").glob("*.toml")):
         whole, short = load_config(folder / "emoji-128" / path.name), load_config(path)
+        if short.stage == "diffusion":
+            whole = load_config(folder / "emoji-only.toml")
         folders[short.stage] = short.out
         assert short.out == f"runs/emoji-128-quick/{short.stage}" != whole.out
         assert short.data != whole.data and short.steps < whole.steps
@@ -141,6 +143,16 @@ def test_the_short_recipe_makes_the_same_model():
     assert list(folders) == ["vae", "clip", "diffusion"]
     assert (short.settings["vae"], short.settings["clip"]) == (folders["vae"], folders["clip"])
     assert short.settings["info"]["name"] != whole.settings["info"]["name"]
+
+
+def test_without_icons_the_model_is_the_same():
+    """What differs is which episodes are drawn, and how; nothing of the model."""
+    folder = Path(__file__).parents[2] / "configs"
+    whole, emoji = load_config(folder / "emoji-128" / "3-diffusion.toml"), load_config(folder / "emoji-only.toml")
+    assert {name for name, value in vars(emoji).items() if vars(whole)[name] != value} == {"batch_size", "settings"}
+    drawn = {"repeats", "members", "largest_k", "pool_groups", "icons", "icon_share", "text_dropout", "shares"}
+    assert {name for name, value in emoji.settings.items() if whole.settings[name] != value} == drawn
+    assert whole.settings["icons"] and not emoji.settings["icons"]
 
 
 def test_a_base_is_what_the_file_does_not_say(write, tmp_path):
@@ -184,7 +196,7 @@ def run_values(config) -> dict:
 def test_what_is_compared_has_one_budget_and_differs_in_one_line(folder, others, own):
     """But for the baseline with the dropouts of its own authors, which is three lines more."""
     configs = Path(__file__).parents[2] / "configs"
-    bundled = load_config(configs / "emoji-128" / "3-diffusion.toml")
+    bundled = load_config(configs / "emoji-only.toml")
     default = load_config(configs / folder / "default.toml")
     base = load_config(configs / "text-to-image-128" / "diffusion.toml")
     assert differing(run_values(default), run_values(bundled)) <= BUDGET
@@ -208,7 +220,7 @@ def test_what_is_compared_has_one_budget_and_differs_in_one_line(folder, others,
 
 def test_the_text_to_image_model_is_the_bundled_ones_without_layout_and_context():
     configs = Path(__file__).parents[2] / "configs"
-    bundled = load_config(configs / "emoji-128" / "3-diffusion.toml")
+    bundled = load_config(configs / "emoji-only.toml")
     base = load_config(configs / "text-to-image-128" / "diffusion.toml")
     assert differing(run_values(base), run_values(bundled)) <= BUDGET
     assert differing(base.settings, bundled.settings) == NAMES | {"layout", "text_dropout", "context_dropout"}
