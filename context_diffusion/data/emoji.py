@@ -6,13 +6,11 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..errors import ContextDiffusionError
-from ..files import write_atomically
 from .emoji_styles import (
     CAPTION_PACKAGES,
     EMOJIBASE,
@@ -24,8 +22,8 @@ from .emoji_styles import (
     has_skin_tone,
     slug_table,
 )
+from .index import attribution_text, open_folder, render_missing, write_index
 from .packages import fetch_package, read_archive
-from .render import check_size, render_file
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +53,7 @@ def build_emoji(
         ContextDiffusionError: a package cannot be fetched or is not the pinned one, or the folder holds images
             of another size or of emoji beyond the limit, or cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ContextDiffusionError(f"cannot write to {out}: {error.strerror}; choose another --out folder") from error
-    check_size(out / "images", size)
+    open_folder(out, size)
     packages = {style.package.name: style.package for style in STYLES}
     packages.update({package.name: package for package in CAPTION_PACKAGES})
     archives = {
@@ -73,20 +67,12 @@ def build_emoji(
     slugs = slug_table(archives)
     counts = {}
     for style in STYLES:
-        folder = out / "images" / style.name
-        folder.mkdir(parents=True, exist_ok=True)
         pictures = style.pictures(archives[style.package.name], slugs)
         wanted = {key: picture for key, picture in pictures.items() if key in emoji}
         counts[style.name] = len(wanted)
-        missing = [(picture, folder / f"{key}.png", size) for key, picture in wanted.items()]
-        missing = [job for job in missing if not job[1].exists()]
-        if missing:
-            # It says that the data set is whole: an earlier one of fewer emoji would no longer be right.
-            (out / "index.json").unlink(missing_ok=True)
-        with ProcessPoolExecutor(workers) as pool:
-            done = pool.map(render_file, missing, chunksize=16)
-            for _ in tqdm(done, desc=f"render {style.name}", total=len(missing), disable=quiet):
-                pass
+        folder = out / "images" / style.name
+        jobs = [(picture, folder / f"{key}.png", size) for key, picture in wanted.items()]
+        render_missing(out, jobs, workers, style.name, quiet)
     index = {
         "format": 1,
         "size": size,
@@ -102,12 +88,7 @@ def build_emoji(
             for style in STYLES
         },
     }
-    for name, text in (
-        ("ATTRIBUTION.md", attribution_text()),
-        ("index.json", json.dumps(index, indent=1, ensure_ascii=False)),
-    ):
-        with write_atomically(out / name) as scratch:
-            scratch.write_text(text, encoding="utf-8")
+    write_index(out, index, emoji_attribution())
     return index
 
 
@@ -186,22 +167,11 @@ def take_subset(emoji: dict[str, dict], limit: int) -> dict[str, dict]:
     return {key: entry for key, entry in emoji.items() if key in chosen}
 
 
-def attribution_text() -> str:
-    """The attributions and licences of everything the data set is made of, as Markdown."""
-    rows = [f"| {style.name} | {style.package.attribution} | {style.package.licence} |" for style in STYLES]
-    captions = [f"| captions | {package.attribution} | {package.licence} |" for package in CAPTION_PACKAGES]
-    return "\n".join(
-        [
-            "# Attributions",
-            "",
-            "The images were rendered at 128 px over white from these works:",
-            "",
-            "| part | made by | licence |",
-            "|---|---|---|",
-            *rows,
-            *captions,
-            "",
-        ]
+def emoji_attribution() -> str:
+    """The attributions and licences of the emoji and of their captions, as Markdown."""
+    rows = [(style.name, style.package.attribution, style.package.licence) for style in STYLES]
+    return attribution_text(
+        [*rows, *(("captions", package.attribution, package.licence) for package in CAPTION_PACKAGES)]
     )
 
 

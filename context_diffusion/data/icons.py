@@ -10,17 +10,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..errors import ContextDiffusionError
-from ..files import write_atomically
 from .icon_styles import ICON_SETS, IconSet
 from .iconify import IconSheet, read_sheet
+from .index import attribution_text, open_folder, render_missing, write_index
 from .packages import fetch_package
-from .render import check_size, render_file
 
 SUBSET_SEED = "context-diffusion icons subset 1"
 # A subgroup is what episodes draw runs of four from.
@@ -51,11 +49,7 @@ def build_icons(
             folder holds images of another size or cannot be written.
     """
     heldout = _heldout_names(emoji)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ContextDiffusionError(f"cannot write to {out}: {error.strerror}; choose another --out folder") from error
-    check_size(out / "images", size)
+    open_folder(out, size)
     entries: dict[str, dict] = {}
     styles: dict[str, dict] = {}
     jobs: list[tuple[bytes, Path, int]] = []
@@ -66,7 +60,6 @@ def build_icons(
         entries |= {f"{icon_set.name}.{name}": entry for name, entry in _entries(icon_set, sheet, names).items()}
         for variant, pictures in drawings.items():
             style = f"{icon_set.name}-{variant}" if variant else icon_set.name
-            (out / "images" / style).mkdir(parents=True, exist_ok=True)
             drawn = {name: pictures[name] for name in names if name in pictures}
             jobs += [
                 (picture, out / "images" / style / f"{icon_set.name}.{name}.png", size)
@@ -81,21 +74,10 @@ def build_icons(
                 "images": len(drawn),
             }
     _check_leftovers(out / "images", jobs)
-    missing = [job for job in jobs if not job[1].exists()]
-    if missing:
-        # It says that the data set is whole.
-        (out / "index.json").unlink(missing_ok=True)
-    with ProcessPoolExecutor(workers) as pool:
-        done = pool.map(render_file, missing, chunksize=16)
-        for _ in tqdm(done, desc="render", total=len(missing), disable=quiet):
-            pass
+    render_missing(out, jobs, workers, "icons", quiet)
     index = {"format": 1, "size": size, "emoji": entries, "styles": styles}
-    for name, text in (
-        ("ATTRIBUTION.md", attribution_text()),
-        ("index.json", json.dumps(index, indent=1, ensure_ascii=False)),
-    ):
-        with write_atomically(out / name) as scratch:
-            scratch.write_text(text, encoding="utf-8")
+    rows = [(each.name, each.package.attribution, each.package.licence) for each in ICON_SETS]
+    write_index(out, index, attribution_text(rows))
     return index
 
 
@@ -149,23 +131,6 @@ def shows(name: str, contents: Iterable[frozenset[str]]) -> bool:
 def words_of(name: str) -> list[str]:
     """The words of a name in lower case, without numbers: `health-care-2` -> health, care."""
     return re.findall(r"[^\W\d_]+", name.lower())
-
-
-def attribution_text() -> str:
-    """The attributions and licences of the icon sets, as Markdown."""
-    rows = [f"| {each.name} | {each.package.attribution} | {each.package.licence} |" for each in ICON_SETS]
-    return "\n".join(
-        [
-            "# Attributions",
-            "",
-            "The images were rendered over white from these works:",
-            "",
-            "| set | made by | licence |",
-            "|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
 
 
 def _entries(icon_set: IconSet, sheet: IconSheet, names: list[str]) -> dict[str, dict]:

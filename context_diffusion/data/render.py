@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import ContextDiffusionError
 from ..files import write_atomically
 
 
@@ -36,19 +35,3 @@ def render_file(job: tuple[bytes, Path, int]) -> None:
     over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     with write_atomically(path) as scratch:
         over_white.save(scratch, format="PNG")
-
-
-def check_size(folder: Path, size: int) -> None:
-    """Images of an earlier run are kept: they must not be of another size.
-
-    Raises:
-        ContextDiffusionError: they are.
-    """
-    earlier = next(folder.glob("*/*.png"), None)
-    if earlier is None:
-        return
-    with Image.open(earlier) as image:
-        if image.size != (size, size):
-            raise ContextDiffusionError(
-                f"{folder} holds images of {image.width} pixels and --size is {size}: give another --out folder"
-            )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from context_diffusion.data import emoji as emoji_module
 from context_diffusion.data.captions import COLOR_NAMES, dominant_colors, emoji_caption, nearest_color_names
-from context_diffusion.data.emoji import attribution_text, build_emoji, split_heldout, take_subset
+from context_diffusion.data.emoji import build_emoji, emoji_attribution, split_heldout, take_subset
 from context_diffusion.data.emoji_styles import (
     HELDOUT_STYLES,
     STYLES,
@@ -54,7 +54,7 @@ def test_styles_are_those_of_the_plan():
     # A held-out style has no word that training could have tied to it.
     assert all(bool(style.words) != style.heldout for style in STYLES)
     for style in STYLES:
-        assert style.package.attribution in attribution_text()
+        assert style.package.attribution in emoji_attribution()
 
 
 class TestSplit:
@@ -313,7 +313,7 @@ def test_a_data_set_of_some_emoji(tmp_path, monkeypatch):
     assert EmojiLibrary(out).keys == {style.name: [key] for style in styles}
     # Growing goes on from what is there; a kill in its middle leaves no index that names too few.
     with monkeypatch.context() as patch:
-        patch.setattr(emoji_module, "attribution_text", lambda: 1 / 0)
+        patch.setattr(emoji_module, "emoji_attribution", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_emoji(out, 32, workers=1, quiet=True, limit=2)
     assert not (out / "index.json").exists()

@@ -11,7 +11,7 @@ from PIL import Image
 from context_diffusion.data import icons as icons_module
 from context_diffusion.data.icon_styles import ICON_SETS, IconSet
 from context_diffusion.data.iconify import IconSheet, read_sheet
-from context_diffusion.data.icons import attribution_text, build_icons, choose_names, shows, split_variants, words_of
+from context_diffusion.data.icons import build_icons, choose_names, shows, split_variants, words_of
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.data.packages import Package
 from context_diffusion.errors import ContextDiffusionError
@@ -32,7 +32,6 @@ def test_the_sets():
     # Nothing that forbids derived works, commerce or another licence than CC BY-SA 4.0 for the weights.
     assert {icon_set.package.licence for icon_set in ICON_SETS} <= {"MIT", "Apache-2.0", "CC-BY-4.0", "ISC"}
     for icon_set in ICON_SETS:
-        assert icon_set.package.attribution in attribution_text()
         named = bool(icon_set.words) or all(icon_set.variants.values())
         assert named != icon_set.heldout, "captions name every style, and none that training never sees"
 

@@ -1,0 +1,83 @@
+"""The folder of a data set: its images, its attributions, and the index that says that it is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import ContextDiffusionError
+from ..files import write_atomically
+from .render import render_file
+
+
+def open_folder(out: Path, size: int) -> None:
+    """Make the folder; images that an earlier run left in it are kept.
+
+    Raises:
+        ContextDiffusionError: it cannot be made, or holds images of another size.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ContextDiffusionError(f"cannot write to {out}: {error.strerror}; choose another --out folder") from error
+    earlier = next((out / "images").glob("*/*.png"), None)
+    if earlier is None:
+        return
+    with Image.open(earlier) as image:
+        if image.size != (size, size):
+            raise ContextDiffusionError(
+                f"{out / 'images'} holds images of {image.width} pixels and --size is {size}: give another --out folder"
+            )
+
+
+def render_missing(
+    out: Path, jobs: Sequence[tuple[bytes, Path, int]], workers: int, what: str, quiet: bool | None = None
+) -> None:
+    """Render the pictures whose files are not there yet.
+
+    Args:
+        out: the data set's folder.
+        jobs: see `render.render_file`.
+        workers: processes.
+        what: for the progress bar.
+        quiet: hide it; None hides it off a terminal.
+    """
+    missing = [job for job in jobs if not job[1].exists()]
+    for folder in {path.parent for _, path, _ in missing}:
+        folder.mkdir(parents=True, exist_ok=True)
+    if missing:
+        # An earlier, smaller data set would no longer be right.
+        (out / "index.json").unlink(missing_ok=True)
+    with ProcessPoolExecutor(workers) as pool:
+        done = pool.map(render_file, missing, chunksize=16)
+        for _ in tqdm(done, desc=f"render {what}", total=len(missing), disable=quiet):
+            pass
+
+
+def write_index(out: Path, index: dict, attribution: str) -> None:
+    """Write `ATTRIBUTION.md` and, last of all, `index.json`."""
+    text = json.dumps(index, indent=1, ensure_ascii=False)
+    for name, content in (("ATTRIBUTION.md", attribution), ("index.json", text)):
+        with write_atomically(out / name) as scratch:
+            scratch.write_text(content, encoding="utf-8")
+
+
+def attribution_text(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Part, makers and licence of everything that a data set is made of, as Markdown."""
+    return "\n".join(
+        [
+            "# Attributions",
+            "",
+            "The images were rendered over white from these works:",
+            "",
+            "| part | made by | licence |",
+            "|---|---|---|",
+            *(f"| {part} | {makers} | {licence} |" for part, makers, licence in rows),
+            "",
+        ]
+    )
