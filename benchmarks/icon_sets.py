@@ -82,9 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     styles = [style for style, *_ in cases]
     first: tuple[Tensor, Tensor] | None = None
     drawn = []
-    print(
-        f"{'set':<18} {'images':>6} {'C':>6} {'shuffled':>8} {'ratio':>6}  {'of the first':<22} {'loss':>7}  of the first"
-    )
+    print("set                images      C shuffled  ratio  of the first              loss  of the first")
     for path in given.models:
         model = load_checkpoint(path, dtype=torch.float32).eval().to(memory_format=torch.channels_last)
         sampler = FlowSampler(model, steps=given.steps)
