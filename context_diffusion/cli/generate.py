@@ -12,7 +12,7 @@ from ..errors import ContextDiffusionError
 from ..latents import vae_scale_factor
 from ..pretrained import DEFAULT_MODEL, find_model
 from .inputs import Inputs, collect_inputs
-from .outputs import check_writable, numbered
+from .outputs import check_writable, numbered, one_a_query
 from .parser import new_command, number, whole_number
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ examples:
   context-diffusion generate --example moon-camp --grid --out moon.png
   context-diffusion generate --context a.png b.png c.png --prompt "a lighthouse" --out lighthouse.png
   context-diffusion generate --context a.png b.png --query photo.jpg --map softedge --out redrawn.png
+  context-diffusion generate --context mine/*.png --query todo/*.png --map softedge --out set.png
   context-diffusion generate --query lines.png --map none --prompt "camping, black line art" --out camp.png
 """
 
@@ -63,7 +64,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         choices=AGGREGATION_NAMES,
         help="how context images are joined (as the model was trained: mean)",
     )
-    what.add_argument("--query", type=Path, metavar="IMAGE", help="image whose layout to keep")
+    what.add_argument(
+        "--query",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE",
+        help="image whose layout to keep; of several, each gets its own",
+    )
     what.add_argument(
         "--map", choices=MAP_NAMES, help="what to take of the query; none: the query is a map already (none)"
     )
@@ -140,9 +147,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help=".png, .jpg or .webp; several images get FILE-1, FILE-2, ...",
+        help=".png, .jpg or .webp; several images get FILE-1, FILE-2, ..., those of several queries FILE-QUERYNAME",
     )
-    out.add_argument("--num-images", type=whole_number(1), default=1, metavar="N", help="how many images (1)")
+    out.add_argument(
+        "--num-images", type=whole_number(1), default=1, metavar="N", help="how many images, of each query (1)"
+    )
     out.add_argument(
         "--grid", action="store_true", help="write one picture with the inputs and all outputs side by side"
     )
@@ -153,7 +162,10 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = collect_inputs(arguments)
     from ..images import check_image_path
 
-    files = [arguments.out] if arguments.grid else numbered(arguments.out, arguments.num_images)
+    files = [arguments.out]
+    if not arguments.grid:
+        names = one_a_query(arguments.out, inputs.queries)
+        files = [file for name in names for file in numbered(name, arguments.num_images)]
     for file in files:
         check_image_path(file)
     check_writable(files[0])
@@ -167,10 +179,10 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = pick_dtype(device, arguments.dtype)
     height, width, encoder_size = _sizes(arguments, read_metadata(model_path))
     context = [_load_context(path, encoder_size, arguments.fit) for path in inputs.context]
-    query = load_image_as_tensor(inputs.query, (height, width), fit=arguments.fit) if inputs.query else None
+    queries = [load_image_as_tensor(path, (height, width), fit=arguments.fit) for path in inputs.queries]
 
     outputs = []
-    for images in _sample(arguments, inputs, context, query, model_path, device, dtype):
+    for images in _sample(arguments, inputs, context, queries, model_path, device, dtype):
         if not arguments.grid:
             for image in images:
                 print(save_image(image, files[len(outputs)]))
@@ -180,7 +192,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.grid:
         from .grid import inputs_and_outputs
 
-        print(save_image(inputs_and_outputs(query, inputs.map_name, context, outputs), arguments.out))
+        print(save_image(inputs_and_outputs(queries, inputs.map_name, context, outputs), arguments.out))
     return 0
 
 
@@ -214,19 +226,20 @@ def _sample(
     arguments: argparse.Namespace,
     inputs: Inputs,
     context: list[Tensor],
-    query: Tensor | None,
+    queries: list[Tensor],
     model_path: Path,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Batches of images (B, 3, H, W) in [0, 1], on the CPU."""
+    """Batches of images (B, 3, H, W) in [0, 1], on the CPU, one query after another."""
     import torch
 
     from ..pipeline import ContextDiffusionPipeline
 
     pipe = ContextDiffusionPipeline.from_single_file(model_path, torch_dtype=dtype, device=device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="sampling")
-    for first in range(0, arguments.num_images, _AT_ONCE):
+    parts = [(query, first) for query in queries or [None] for first in range(0, arguments.num_images, _AT_ONCE)]
+    for query, first in parts:
         count = min(_AT_ONCE, arguments.num_images - first)
         # Noise from the CPU, one generator an image: neither the device nor the number of images changes it.
         seeds = [arguments.seed + first + offset for offset in range(count)]

@@ -14,7 +14,7 @@ class Inputs:
     """What an image is made from: paths and words, from the command line or from a bundled example."""
 
     context: list[Path] = field(default_factory=list)
-    query: Path | None = None
+    queries: list[Path] = field(default_factory=list)
     map_name: str = "none"
     prompt: str | None = None
 
@@ -30,18 +30,19 @@ def collect_inputs(arguments: argparse.Namespace) -> Inputs:
         from ..pretrained.examples import find_example
 
         example = find_example(arguments.example)
-        inputs = Inputs(list(example.context), example.query, example.map, example.prompt)
+        queries = [] if example.query is None else [example.query]
+        inputs = Inputs(list(example.context), queries, example.map, example.prompt)
     if arguments.context:
         inputs.context = arguments.context
-    if arguments.query is not None:
-        inputs.query, inputs.map_name = arguments.query, "none"
+    if arguments.query:
+        inputs.queries, inputs.map_name = arguments.query, "none"
     if arguments.map is not None:
         inputs.map_name = arguments.map
     if arguments.prompt is not None:
         inputs.prompt = arguments.prompt
-    if not inputs.context and inputs.query is None and not (inputs.prompt or "").strip():
+    if not inputs.context and not inputs.queries and not (inputs.prompt or "").strip():
         raise ContextDiffusionError("nothing to go by: give --context, --query, --prompt or --example")
-    if arguments.map is not None and inputs.query is None:
+    if arguments.map is not None and not inputs.queries:
         raise ContextDiffusionError("--map says what to take of the query, and there is none: give --query too")
     weights = arguments.context_weights
     if weights is not None and len(weights) != len(inputs.context):

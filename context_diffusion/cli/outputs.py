@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ContextDiffusionError
@@ -13,6 +14,24 @@ def numbered(path: Path, count: int) -> list[Path]:
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, count + 1)]
+
+
+def one_a_query(path: Path, queries: Sequence[Path]) -> list[Path]:
+    """FILE for one query or none, FILE-QUERYNAME (before the suffix) for each of several.
+
+    Raises:
+        ContextDiffusionError: two queries have one name.
+    """
+    if len(queries) < 2:
+        return [path]
+    names = [query.stem for query in queries]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ContextDiffusionError(
+            f"two of the queries are called {twice}, and outputs are named after them: rename one, or give them to two "
+            "commands"
+        )
+    return [path.with_name(f"{path.stem}-{name}{path.suffix}") for name in names]
 
 
 def check_writable(path: Path) -> None:

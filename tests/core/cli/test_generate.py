@@ -123,6 +123,36 @@ def test_grid_shows_inputs_and_outputs(run, pictures, tmp_path):
     assert black > 0.5, "the second cell is the edge map"
 
 
+def test_several_queries_each_get_their_own(run, pictures, tmp_path):
+    """A set is completed in one go: the same as one command for each query."""
+    words = ["--context", pictures / "a.png", "--map", "softedge", "--num-images", 2]
+    code, out, err = run(*words, "--query", pictures / "b.png", pictures / "c.png", "--out", "set.png")
+    names = ["set-b-1.png", "set-b-2.png", "set-c-1.png", "set-c-2.png"]
+    assert (code, err) == (0, "") and out.split() == files(tmp_path) == names
+    run(*words, "--query", pictures / "c.png", "--out", "alone.png")
+    for number in (1, 2):
+        both = [pixels(tmp_path / f"{name}-{number}.png") for name in ("set-c", "alone")]
+        assert np.abs(both[0] - both[1]).max() <= 1
+    assert np.abs(pixels(tmp_path / "set-b-1.png") - both[0]).max() > 0
+
+
+def test_the_grid_of_several_queries_has_a_line_for_each(run, pictures, tmp_path):
+    queries = ["--query", pictures / "b.png", pictures / "c.png"]
+    words = ["--context", pictures / "a.png", *queries, "--map", "canny"]
+    run(*words, "--out", "set.png")
+    code, _, err = run(*words, "--grid", "--out", "grid.png")
+    assert (code, err) == (0, "")
+    grid = pixels(tmp_path / "grid.png")
+    # The context alone; query, map and output; the same again.
+    assert 3 * IMAGE_SIZE < grid.shape[1] < 3.6 * IMAGE_SIZE and 3 * IMAGE_SIZE < grid.shape[0] < 4.5 * IMAGE_SIZE
+    gap = (grid.shape[1] - 3 * IMAGE_SIZE) // 4
+    line = grid.shape[0] // 3
+    for number, name in ((2, "b"), (3, "c")):
+        bottom, left = number * line - gap, 3 * gap + 2 * IMAGE_SIZE
+        cell = grid[bottom - IMAGE_SIZE : bottom, left : left + IMAGE_SIZE]
+        assert np.abs(cell - pixels(tmp_path / f"set-{name}.png")).max() <= 1, name
+
+
 def test_an_example_gives_what_is_left_out(run, pictures, tmp_path):
     from context_diffusion.pretrained.examples import load_examples
 
@@ -144,7 +174,7 @@ def test_map_of_the_grid_is_the_map_of_the_query(pictures):
     from context_diffusion.images import load_image_as_tensor
 
     query = load_image_as_tensor(pictures / "b.png", IMAGE_SIZE)
-    grid = inputs_and_outputs(query, "canny", [], [torch.zeros(3, IMAGE_SIZE, IMAGE_SIZE)])
+    grid = inputs_and_outputs([query], "canny", [], [torch.zeros(3, IMAGE_SIZE, IMAGE_SIZE)])
     expected = make_map(query, "canny")[0]
     windows = grid.unfold(1, IMAGE_SIZE, 1).unfold(2, IMAGE_SIZE, 1)
     assert (windows - expected[:, None, None]).abs().amax((0, 3, 4)).min() < 1e-6
@@ -154,7 +184,7 @@ def test_grid_of_many_context_images():
     from context_diffusion.cli.grid import MOST_COLUMNS, inputs_and_outputs
 
     context = [torch.rand(3, 20, 30) for _ in range(19)]
-    grid = inputs_and_outputs(None, "none", context, [torch.zeros(3, 32, 32)])
+    grid = inputs_and_outputs([], "none", context, [torch.zeros(3, 32, 32)])
     # 20 cells: three lines of eight columns.
     assert MOST_COLUMNS * 32 < grid.shape[2] < MOST_COLUMNS * 40
     assert 3 * 32 < grid.shape[1] < 3 * 60

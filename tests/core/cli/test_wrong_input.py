@@ -42,6 +42,7 @@ from .words import files, one_error_line
         (["--prompt", "moon", "--model", "absent.safetensors"], ["absent.safetensors", "does not exist"]),
         (["--context", "absent.png"], ["absent.png", "does not exist"]),
         (["--query", "absent.png"], ["absent.png", "does not exist"]),
+        (["--query", "a/boat.png", "b/boat.png"], ["called boat", "rename one"]),
         (["--no-such-option"], ["--out"]),
     ],
 )
