@@ -119,9 +119,11 @@ def test_the_missions_example():
 
 def test_attribution_names_every_style():
     from context_diffusion.data.emoji_styles import CAPTION_PACKAGES, STYLES
+    from context_diffusion.data.icon_styles import ICON_SETS
 
     text = (Path(context_diffusion.__file__).parent / "pretrained" / "ATTRIBUTION.md").read_text()
-    for package in [*(style.package for style in STYLES), *CAPTION_PACKAGES]:
+    packages = [each.package for each in (*STYLES, *ICON_SETS)]
+    for package in [*packages, *CAPTION_PACKAGES]:
         row = next(line for line in text.splitlines() if f"| {package.name} {package.version} |" in line)
         assert package.attribution in row and package.licence in row
 
