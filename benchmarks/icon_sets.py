@@ -30,7 +30,7 @@ from context_diffusion.maps import make_map
 from .heldout_loss import losses_of
 
 CONTEXT = 3
-SHOWN = 6
+SHOWN = 3
 
 
 def draw_cases(library: EmojiLibrary, count: int, seed: int = 0) -> list[tuple[str, str, list[str], str, list[str]]]:
