@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.icon_sets FILE... --data data/icons [--count 48]
 
 What a designer does who completes a set: three icons of it are the context, the soft edges of a further one are the
-query, and nothing is said in words. RMSE is to the icon as its set has it, as a mean over images, under the set's own
-icons and under a context of another held-out set. It cannot be small: three icons do not say which of a set's colors a
-fourth has. The loss of eq. 2 (see `heldout_loss`) tells more: what is left of it after all that the context says. The
-change of either against the first FILE is a ratio over the same icons and the same noise, with its 95% bootstrap
-interval; for the loss, compare models that share their autoencoder.
+query, and nothing is said in words. RMSE is to the icon as its set has it, over all pixels of a set, under the set's
+own icons and under a context of another held-out set. It cannot be small: three icons do not say which of a set's
+colors a fourth has. The loss of eq. 2 (see `heldout_loss`) tells more: what is left of it after all that the context
+says. The change of either against the first FILE is a ratio over the same icons and the same noise, with its 95%
+bootstrap interval; for the loss, compare models that share their autoencoder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from context_diffusion.checkpoint import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
-from context_diffusion.evaluation.statistics import ratio_of_means
+from context_diffusion.evaluation.metrics import rmse, squared_error
+from context_diffusion.evaluation.statistics import ratio_of_means, rmse_ratio
 from context_diffusion.flow_sampler import FlowSampler, SamplingBatch
 from context_diffusion.images import image_grid, save_image
 from context_diffusion.maps import make_map
@@ -30,6 +31,7 @@ from context_diffusion.maps import make_map
 from .heldout_loss import losses_of
 
 CONTEXT = 3
+# Icons of each set in the picture.
 SHOWN = 3
 
 
@@ -60,11 +62,6 @@ def generate(sampler: FlowSampler, query: Tensor, context: Tensor, batch: int = 
     return torch.cat(parts).clamp(0, 1)
 
 
-def rmse(images: Tensor, truth: Tensor) -> Tensor:
-    """(B,), over pixels and channels."""
-    return (images.float().cpu() - truth).square().mean((1, 2, 3)).sqrt()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="FILE", help="checkpoints with a visual context")
@@ -88,17 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sampler = FlowSampler(model, steps=given.steps)
         images = generate(sampler, query, right)
         drawn.append(images)
-        own, other = rmse(images, truth), rmse(generate(sampler, query, wrong), truth)
+        other = generate(sampler, query, wrong)
         losses = losses_of(model, truth, query, right).mean(1)
-        first = first or (own, losses)
+        first = first or (images, losses)
         print(path)
         for name in (*library.heldout_styles, "all"):
             rows = [index for index, style in enumerate(styles) if name in (style, "all")]
             keys = [cases[index][1] for index in rows]
-            mine, shuffled = float(own[rows].mean()), float(other[rows].mean())
-            changes = [
-                str(ratio_of_means(now[rows], then[rows], keys)) for now, then in zip((own, losses), first, strict=True)
-            ]
+            mine, shuffled = rmse(images[rows], truth[rows]), rmse(other[rows], truth[rows])
+            errors = [squared_error(drawing[rows], truth[rows]) for drawing in (images, first[0])]
+            changes = (str(rmse_ratio(*errors, keys)), str(ratio_of_means(losses[rows], first[1][rows], keys)))
             print(
                 f"{name:<18} {len(rows):>6} {mine:>6.3f} {shuffled:>8.3f} {mine / shuffled:>6.3f}  {changes[0]:<22} "
                 f"{losses[rows].mean():>7.4f}  {changes[1]}",

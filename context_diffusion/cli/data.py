@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from .outputs import check_writable
-from .parser import new_command, whole_number
+from .parser import Parser, new_command, whole_number
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `data emoji`, `data icons` and `data squeezenet`."""
     parser = commands.add_parser("data", help="make a training data set", description="Make a training data set.")
     sets = parser.add_subparsers(title="data sets", metavar="NAME", required=True)
-    emoji = new_command(
+    emoji = _pictures(
         sets,
         "emoji",
         run_emoji,
@@ -25,16 +26,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
             "on where it was."
         ),
     )
-    emoji.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    emoji.add_argument("--size", type=whole_number(16, 1024), default=128, help="side of the images in pixels (128)")
-    emoji.add_argument("--workers", type=whole_number(1), default=2, help="processes that render (2)")
     emoji.add_argument(
         "--limit",
         type=whole_number(1),
         metavar="N",
         help="take N emoji of all, always the same ones; the split stays that of the whole set",
     )
-    icons = new_command(
+    icons = _pictures(
         sets,
         "icons",
         run_icons,
@@ -45,10 +43,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
             "that was stopped goes on where it was."
         ),
     )
-    icons.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data set")
     icons.add_argument("--emoji", type=Path, required=True, metavar="DIR", help="folder that `data emoji` wrote")
-    icons.add_argument("--size", type=whole_number(16, 1024), default=128, help="side of the images in pixels (128)")
-    icons.add_argument("--workers", type=whole_number(1), default=2, help="processes that render (2)")
     icons.add_argument(
         "--limit", type=whole_number(16), default=500, metavar="N", help="icons of a set at the most (500)"
     )
@@ -63,6 +58,15 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         ),
     )
     features.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, .safetensors")
+
+
+def _pictures(sets: argparse._SubParsersAction, name: str, run: Callable, **settings: object) -> Parser:
+    """A subcommand that renders a data set of pictures, with the options that all of those have."""
+    parser = new_command(sets, name, run, **settings)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--size", type=whole_number(16, 1024), default=128, help="side of the images in pixels (128)")
+    parser.add_argument("--workers", type=whole_number(1), default=2, help="processes that render (2)")
+    return parser
 
 
 def run_squeezenet(arguments: argparse.Namespace) -> int:

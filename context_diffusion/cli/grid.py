@@ -37,16 +37,18 @@ def inputs_and_outputs(
     from ..maps import make_map
 
     shown = _numbered("context", context)
-    groups = []
+    several = len(queries) > 1
+    groups = [shown] if several and shown else []
     share = len(outputs) // max(1, len(queries))
-    for index in range(max(1, len(queries))):
-        cells: list[Cell] = [(query, "query") for query in queries[index : index + 1]]
-        if cells and map_name != "none":
-            cells.append((make_map(queries[index], map_name)[0], map_name))
-        drawn = _numbered("output", outputs[index * share : (index + 1) * share])
-        groups.append(cells + ([] if len(queries) > 1 else shown) + drawn)
-    if len(queries) > 1 and shown:
-        groups.insert(0, shown)
+    for index, query in enumerate(queries or [None]):
+        cells: list[Cell] = []
+        if query is not None:
+            cells.append((query, "query"))
+            if map_name != "none":
+                cells.append((make_map(query, map_name)[0], map_name))
+        if not several:
+            cells += shown
+        groups.append(cells + _numbered("output", outputs[index * share : (index + 1) * share]))
     columns = min(MOST_COLUMNS, max(map(len, groups)))
     size = tuple(outputs[0].shape[-2:])
     return torch.cat([line for cells in groups for line in _lines(cells, columns, size)], dim=1)

@@ -185,5 +185,12 @@ STYLES = (
     Style("fluent-high-contrast", FLUENT_HIGH_CONTRAST, "", True, _iconify),
     Style("emojione", EMOJIONE, "", True, _iconify),
 )
+# Styles whose drawings share their layout: the other's drawing can be the query (editing, real sketches).
+SAME_LAYOUT = {
+    "openmoji": ("openmoji-black",),
+    "openmoji-black": ("openmoji",),
+    "fluent-flat": ("fluent-3d",),
+    "fluent-3d": ("fluent-flat",),
+}
 TRAIN_STYLES = tuple(style.name for style in STYLES if not style.heldout)
 HELDOUT_STYLES = tuple(style.name for style in STYLES if style.heldout)

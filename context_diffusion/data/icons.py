@@ -7,7 +7,6 @@ by name, what the emoji data set holds out.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from ..errors import ContextDiffusionError
 from .icon_styles import ICON_SETS, IconSet
 from .iconify import IconSheet, read_sheet
-from .index import attribution_text, open_folder, render_missing, write_index
+from .index import attribution_text, open_folder, read_index, render_missing, write_index
 from .packages import fetch_package
 
 SUBSET_SEED = "context-diffusion icons subset 1"
@@ -156,13 +155,10 @@ def _entries(icon_set: IconSet, sheet: IconSheet, names: list[str]) -> dict[str,
 
 
 def _heldout_names(emoji: Path) -> list[str]:
-    try:
-        index = json.loads((emoji / "index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ContextDiffusionError(
-            f"{emoji} holds no emoji data set (no readable index.json), which says what is held out: run "
-            f"`context-diffusion data emoji --out {emoji}` first"
-        ) from error
+    index = read_index(emoji)
+    if any("set" in style for style in index["styles"].values()):
+        # Its held-out icons are others than the emoji that must not be learned.
+        raise ContextDiffusionError(f"{emoji} is an icon data set: give --emoji the folder that `data emoji` wrote")
     return [entry["name"] for entry in index["emoji"].values() if entry["heldout"]]
 
 

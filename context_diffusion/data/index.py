@@ -67,6 +67,21 @@ def write_index(out: Path, index: dict, attribution: str) -> None:
             scratch.write_text(content, encoding="utf-8")
 
 
+def read_index(folder: Path) -> dict:
+    """What `write_index` wrote.
+
+    Raises:
+        ContextDiffusionError: the folder holds no finished data set.
+    """
+    try:
+        return json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ContextDiffusionError(
+            f"{folder} holds no emoji or icon data set (no readable index.json): "
+            f"run `context-diffusion data emoji --out {folder}` (or `data icons`) first"
+        ) from error
+
+
 def attribution_text(rows: Sequence[tuple[str, str, str]]) -> str:
     """Part, makers and licence of everything that a data set is made of, as Markdown."""
     return "\n".join(

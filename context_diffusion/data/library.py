@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from torch import Tensor
 from ..errors import ContextDiffusionError
 from ..files import write_atomically
 from .captions import dominant_colors, emoji_caption
+from .emoji_styles import SAME_LAYOUT
+from .index import read_index
 
 
 class EmojiLibrary:
@@ -36,13 +37,7 @@ class EmojiLibrary:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        try:
-            index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ContextDiffusionError(
-                f"{self.folder} holds no emoji or icon data set (no readable index.json): "
-                f"run `context-diffusion data emoji --out {self.folder}` (or `data icons`) first"
-            ) from error
+        index = read_index(self.folder)
         self.size: int = index["size"]
         self.emoji: dict[str, dict] = index["emoji"]
         self.style_info: dict[str, dict] = index["styles"]
@@ -116,7 +111,9 @@ class EmojiLibrary:
         return styles[0] if len(styles) == 1 else str(rng.choice(styles))
 
     def same_layout(self, style: str) -> list[str]:
-        """The other styles of the style's set, which draw the same pictures in the same layout."""
+        """The styles that draw the same pictures in the same layout: of an icon set the other variants."""
+        if style in SAME_LAYOUT:
+            return list(SAME_LAYOUT[style])
         own = self.style_info[style].get("set")
         return [other for other, info in self.style_info.items() if own and info.get("set") == own and other != style]
 

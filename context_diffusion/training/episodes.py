@@ -21,13 +21,6 @@ from .clip import transformed_caption
 
 # Most context images of a training row, where nothing else is asked for.
 LARGEST_K = 3
-# Pairs of styles whose drawings share their layout: the other's drawing can be the query (editing, real sketches).
-SAME_LAYOUT = {
-    "openmoji": ("openmoji-black",),
-    "openmoji-black": ("openmoji",),
-    "fluent-flat": ("fluent-3d",),
-    "fluent-3d": ("fluent-flat",),
-}
 OTHER_MAPS = ("canny", "scribble", "depth", "normal", "segmentation")
 REVERSE_MAPS = ("softedge", "segmentation", "depth", "canny", "normal")
 MAP_WORDS = {
@@ -120,17 +113,28 @@ def draw_group(library: EmojiLibrary, rng: np.random.Generator, kind: str, size:
         ]
     # Half of the transformed groups are asked for by the plain drawing's edges: those say nothing of the new style.
     source = plain if kind == "transformed" and rng.random() < 0.5 else images
-    others = [*SAME_LAYOUT.get(style, ()), *library.same_layout(style)]
-    if others and (kind == "plain" or rng.random() < 0.5) and rng.random() < 0.7:
-        others = [other for other in others if all(library.has(other, key) for key in keys)]
-    else:
-        others = []
-    if others:
-        other = others[0] if len(others) == 1 else str(rng.choice(others))
+    other = _other_drawing(library, style, keys, kind, rng)
+    if other:
         other_queries = library.batch(other, keys)
     else:
         other_queries = make_map(source, str(rng.choice(OTHER_MAPS, p=(0.15, 0.35, 0.2, 0.15, 0.15))))
     return Group(kind, style, keys, images, make_map(source, "softedge"), other_queries, captions)
+
+
+def _other_drawing(
+    library: EmojiLibrary, style: str, keys: list[str], kind: str, rng: np.random.Generator
+) -> str | None:
+    """Another style's drawings of the same layout as the other query: for 70% of the groups that have one.
+
+    A transformed group has it half as often.
+    """
+    others = library.same_layout(style)
+    if not others or (kind != "plain" and rng.random() >= 0.5) or rng.random() >= 0.7:
+        return None
+    others = [other for other in others if all(library.has(other, key) for key in keys)]
+    if len(others) < 2:
+        return others[0] if others else None
+    return str(rng.choice(others))
 
 
 def context_matrix(

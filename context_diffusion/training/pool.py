@@ -60,7 +60,7 @@ class EpisodePool:
     ) -> None:
         self.folder, self.library, self.groups, self.seed = folder, library, groups, seed
         self.encode, self.icons = encode, icons
-        self.icon_share = icon_share if icons else 0.0
+        self.icon_share = icon_share
         self.kinds = list(shares)
         # Kinds are dealt out evenly over the pool, so that any part of it has all of them.
         edges = np.cumsum(list(shares.values())) / sum(shares.values())

@@ -160,6 +160,11 @@ class TestDataSet:
         with pytest.raises(ContextDiffusionError, match="images of more icons"):
             build(limit=4)
 
+    def test_the_icons_in_place_of_the_emoji(self, build, emoji, tmp_path):
+        build()
+        with pytest.raises(ContextDiffusionError, match="is an icon data set: give --emoji"):
+            build_icons(tmp_path / "more", tmp_path / "icons", size=32, workers=1, quiet=True)
+
     def test_without_the_emoji(self, build, emoji):
         (emoji / "index.json").unlink()
         with pytest.raises(ContextDiffusionError, match="data emoji"):
