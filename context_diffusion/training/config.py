@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
         **dict.fromkeys(("repeats", "members", "largest_k", "pool", "pool_seed", "pool_groups")),
         **dict.fromkeys(("icons", "icon_share")),
         **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query")),
+        **dict.fromkeys(("noise_mean", "noise_uniform")),
         **dict.fromkeys(("aggregation", "cross_attention", "context_hidden_state", "null_context")),
         **dict.fromkeys(("layout", "baseline")),
         "shares": ("plain", "transformed", "reverse"),

@@ -20,7 +20,7 @@ from .config import RunConfig
 from .context import row_contexts
 from .episodes import LARGEST_K, context_matrix, draw_examples
 from .loop import batch_seed
-from .objective import diffusion_loss, noise_levels
+from .objective import NOISE_MEAN, NOISE_UNIFORM, diffusion_loss, noise_levels
 from .pool import GROUP_SIZE, EpisodePool
 from .preview import preview_grid
 from .start import first_model
@@ -101,6 +101,9 @@ class DiffusionStage:
     `shares` (plain, transformed, reverse). `icons` is the folder of another data set, which `icon_share` of the groups
     are drawn from. `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share).
 
+    Noise levels: `noise_mean` (where they gather; above 0 is high noise) and `noise_uniform` (share drawn evenly), see
+    `objective.noise_levels`.
+
     The ablations: `aggregation`, `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`),
     `layout` (controlnet, t2i_adapter, none) and `baseline` (none, prompt_diffusion). `context_dropout = 1` with
     `layout = "none"` trains text to image, with nothing behind the text in y.
@@ -116,6 +119,7 @@ class DiffusionStage:
         self.repeats = settings.get("repeats", 4)
         self.members = settings.get("members", MEMBERS)
         self.largest_k = settings.get("largest_k", LARGEST_K)
+        self.noise = _noise(settings)
         _check_episodes(self.members, self.largest_k)
         if config.batch_size % (self.members * self.repeats):
             raise ContextDiffusionError(
@@ -189,7 +193,7 @@ class DiffusionStage:
             ),
             "layout": (torch.rand(rows_total, generator=generator) >= settings.get("query_dropout", 0.05)).float(),
             "noise": torch.randn(rows_total, *latents.shape[1:], generator=generator),
-            "levels": noise_levels(rows_total, generator),
+            "levels": noise_levels(rows_total, generator, *self.noise),
         }
         if self.module.model.example_encoder is not None:
             # Drawn last, so that everything else is as without the baseline.
@@ -248,6 +252,16 @@ def _icons(settings: dict, size: int) -> tuple[EmojiLibrary | None, float]:
             f"[diffusion] the icons in {folder} are {library.size} pixels and the emoji {size}: make both of one size"
         )
     return library, share
+
+
+def _noise(settings: dict) -> tuple[float, float]:
+    """`mean` and `uniform` of the noise levels."""
+    mean, uniform = settings.get("noise_mean", NOISE_MEAN), settings.get("noise_uniform", NOISE_UNIFORM)
+    if not isinstance(mean, int | float):
+        raise ContextDiffusionError(f"[diffusion] noise_mean is {mean!r}: give a number, 0 for the middle")
+    if not isinstance(uniform, int | float) or not 0 <= uniform <= 1:
+        raise ContextDiffusionError(f"[diffusion] noise_uniform is {uniform!r}: give a share, 0 to 1")
+    return mean, uniform
 
 
 def _check_episodes(members: int, largest_k: int) -> None:

@@ -7,8 +7,13 @@ from torch import Tensor
 
 from ..model import ContextDiffusion
 
+# Where the noise levels of a training run gather, and the share of them drawn evenly, where nothing else is asked for.
+NOISE_MEAN, NOISE_UNIFORM = 0.4, 0.2
 
-def noise_levels(count: int, generator: torch.Generator, mean: float = 0.4, uniform: float = 0.2) -> Tensor:
+
+def noise_levels(
+    count: int, generator: torch.Generator, mean: float = NOISE_MEAN, uniform: float = NOISE_UNIFORM
+) -> Tensor:
     """Noise levels s in (0, 1) of rectified flow, (count,).
 
     Logit-normal with its centre moved towards high noise, where colors are decided, and a share drawn evenly. The

@@ -332,6 +332,31 @@ def test_larger_groups_give_a_row_more_context_images(stage):
     assert counts - {0} == {1, 2, 3, 4, 5, 6}
 
 
+@pytest.mark.parametrize("mean", [-1.5, 0.0, 1.0])
+def test_noise_levels_gather_where_the_run_says(stage, mean):
+    config = RunConfig(**vars(stage.config))
+    config.settings = {**stage.settings, "pool": str(stage.pool.folder), "noise_mean": mean, "noise_uniform": 0.0}
+    other = DiffusionStage(config)
+    levels = torch.cat([other.batch(step, 0, 1)["levels"] for step in range(100)])
+    # Back through the logistic function they are normal, with that mean and a deviation of one.
+    normal = torch.logit(levels)
+    assert abs(float(normal.mean()) - mean) < 0.1 and abs(float(normal.std()) - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"noise_uniform": 1.5}, "noise_uniform is 1.5.*0 to 1"),
+        ({"noise_mean": "high"}, "noise_mean is 'high'.*number"),
+    ],
+)
+def test_noise_levels_that_cannot_be(stage, settings, words):
+    config = RunConfig(**vars(stage.config))
+    config.settings = {**stage.settings, **settings}
+    with pytest.raises(ContextDiffusionError, match=words):
+        DiffusionStage(config)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
