@@ -24,7 +24,7 @@ from context_diffusion.checkpoint import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.metrics import rmse, squared_error
 from context_diffusion.evaluation.statistics import ratio_of_means, rmse_ratio
-from context_diffusion.flow_sampler import FlowSampler, SamplingBatch
+from context_diffusion.flow_sampler import SAMPLERS, FlowSampler, SamplingBatch
 from context_diffusion.images import image_grid, save_image
 from context_diffusion.maps import make_map
 
@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="+", metavar="FILE", help="checkpoints with a visual context")
     parser.add_argument("--data", required=True, help="folder that `context-diffusion data icons` wrote")
     parser.add_argument("--count", type=int, default=48, help="icons of each held-out set")
-    parser.add_argument("--steps", type=int, default=8, help="Euler steps")
+    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="lcm", help="see flow_sampler.FlowSampler")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="picture of some of them: context, query, images")
     given = parser.parse_args(arguments)
     library = EmojiLibrary(given.data)
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("set                images      C shuffled  ratio  of the first              loss  of the first")
     for path in given.models:
         model = load_checkpoint(path, dtype=torch.float32).eval().to(memory_format=torch.channels_last)
-        sampler = FlowSampler(model, steps=given.steps)
+        sampler = FlowSampler(model, steps=given.steps, sampler=given.sampler)
         images = generate(sampler, query, right)
         drawn.append(images)
         other = generate(sampler, query, wrong)

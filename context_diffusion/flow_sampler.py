@@ -48,20 +48,29 @@ class Sampler(Protocol):
         ...
 
 
+# What a step does with the clean image it predicts, by the host's names.
+SAMPLERS = ("lcm", "euler")
+
+
 class FlowSampler:
-    """Euler steps of a rectified flow from s = 1 to 0 in equal parts, with classifier-free guidance.
+    """Steps of a rectified flow from s = 1 to 0 in equal parts, with classifier-free guidance.
+
+    With z_s = (1 - s) x + s eps and the guided velocity v, a step predicts x = z_s - s v. `lcm` goes on from x with new
+    noise, `euler` with the noise that it sees in z_s, which is a step along v. What one step got wrong in x, uneven
+    fills first of all, `euler` hands to the next as if it were in the image; new noise covers it.
 
     All guidance branches go through the UNet in one batch; text and context are encoded once for all steps.
 
     Args:
         model: with every part, and prediction type `flow`.
-        steps: Euler steps.
+        steps: of the sampler.
         text_guidance: g_txt.
         context_guidance: g_ctx.
+        sampler: one of `SAMPLERS`.
 
     Raises:
-        ContextDiffusionError: the model predicts something else than a flow, or the number of steps is not
-            positive.
+        ContextDiffusionError: the model predicts something else than a flow, the number of steps is not
+            positive, or there is no such sampler.
 
     Attributes:
         wants_context_queries: whether the model is the Prompt Diffusion baseline, which is shown the first context
@@ -74,6 +83,7 @@ class FlowSampler:
         steps: int = 20,
         text_guidance: float = 3.0,
         context_guidance: float = 3.0,
+        sampler: str = "lcm",
     ) -> None:
         kind = model.schedule["prediction_type"]
         if kind != "flow":
@@ -82,7 +92,10 @@ class FlowSampler:
             )
         if steps < 1:
             raise ContextDiffusionError(f"steps is {steps}: give at least 1")
+        if sampler not in SAMPLERS:
+            raise ContextDiffusionError(f"sampler is {sampler!r}: give one of {', '.join(SAMPLERS)}")
         self.model = model
+        self.sampler = sampler
         self.steps = steps
         self.text_guidance = text_guidance
         self.context_guidance = context_guidance
@@ -104,13 +117,20 @@ class FlowSampler:
             # Every branch would be the null branch: nothing to guide by.
             weights = {FULL: 1.0}
         y, query = (self._pair_inputs if self.wants_context_queries else self._inputs)(batch, weights)
-        z = self._noise(batch).to(y)
+        # Each row draws from its own seed, so that an image does not depend on its batch.
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        z = self._noise(generators, batch.size).to(y)
         for step in range(self.steps):
             s, s_next = 1.0 - step / self.steps, 1.0 - (step + 1) / self.steps
             timestep = torch.full((n * len(weights),), 1000.0 * s, device=y.device, dtype=y.dtype)
             velocity = model.predict(z.repeat(len(weights), 1, 1, 1), timestep, y, query)
             velocity = guide(dict(zip(weights, velocity.chunk(len(weights)), strict=True)), weights)
-            z = z + (s_next - s) * velocity
+            if self.sampler == "euler":
+                z = z + (s_next - s) * velocity
+            else:
+                z = z - s * velocity
+                if s_next > 0:
+                    z = (1 - s_next) * z + s_next * self._noise(generators, batch.size).to(y)
         return model.decode_latents(z).float()
 
     def _inputs(self, batch: SamplingBatch, weights: dict[str, float]) -> tuple[Tensor, Layout | None]:
@@ -166,8 +186,8 @@ class FlowSampler:
         tokens = image_tokens(model.image_encoder, images.to(parameter), model.variant.context_hidden_state)
         return model.projector(join_rows(tokens.unflatten(0, (n, k)), model.variant.aggregation))
 
-    def _noise(self, batch: SamplingBatch) -> Tensor:
-        """Each row from its own seed, so that an image does not depend on its batch."""
+    def _noise(self, generators: list[torch.Generator], size: int) -> Tensor:
+        """One standard normal latent from each generator, for images of `size` pixels."""
         factor = vae_scale_factor(self.model.vae.config)
-        shape = (self.model.unet.config.in_channels, batch.size // factor, batch.size // factor)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in batch.seeds])
+        shape = (self.model.unet.config.in_channels, size // factor, size // factor)
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 def make_scheduler(schedule: dict | None = None) -> SchedulerMixin:
-    """The sampler a model runs with unless the user swaps it: Euler for rectified flow, DDIM otherwise.
+    """The sampler a model runs with unless the user swaps it: `lcm` for rectified flow, DDIM otherwise.
 
     Args:
         schedule: as `ContextDiffusion.schedule`; entries left out are Stable Diffusion 1.5's.
 
     Returns:
-        A FlowMatchEulerDiscreteScheduler (shift 1), or a DDIMScheduler (the paper samples with DDIM). With
-        zero terminal SNR the steps must include the last timestep, so its spacing is `trailing` there.
+        A FlowMatchEulerDiscreteScheduler (shift 1) with `stochastic_sampling`, which is `lcm` of
+        `flow_sampler.FlowSampler`, or a DDIMScheduler (the paper samples with DDIM). With zero terminal SNR the
+        steps must include the last timestep, so its spacing is `trailing` there.
 
     Raises:
         ContextDiffusionError: unknown prediction type.
@@ -37,7 +38,9 @@ def make_scheduler(schedule: dict | None = None) -> SchedulerMixin:
             f"prediction_type is {prediction_type!r}; choose one of {', '.join(PREDICTION_TYPES)}"
         )
     if prediction_type == "flow":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule["num_train_timesteps"], shift=1.0)
+        return FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=schedule["num_train_timesteps"], shift=1.0, stochastic_sampling=True
+        )
     zero_snr = schedule["rescale_betas_zero_snr"]
     return DDIMScheduler(
         num_train_timesteps=schedule["num_train_timesteps"],

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ContextDiffusionError
-from .options import add_precision, load_for_sampling, parse_shard
+from .options import add_precision, add_sampler, load_for_sampling, parse_shard
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for images and figures")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="make every N-th chunk from the I-th on")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="of text and of context (default 3)")
+    add_sampler(parser)
     add_precision(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="processes that measure (default 2)")
@@ -42,7 +41,8 @@ def sampling_settings(digest: str, options: argparse.Namespace) -> str:
     """What images are made with, in a line: those of another line are not mixed in."""
     # fp32 is not named, so that images of before there was a choice still count.
     precision = "" if options.precision == "fp32" else f", {options.precision}"
-    return f"model {digest}, {options.steps} Euler steps, guidance {options.guidance:g}{precision}"
+    name = "Euler" if options.sampler == "euler" else options.sampler
+    return f"model {digest}, {options.steps} {name} steps, guidance {options.guidance:g}{precision}"
 
 
 def run(options: argparse.Namespace) -> bool:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> bool:
     digest = hashlib.sha256(options.model.read_bytes()).hexdigest()[:16]
     complete = generate_heldout(
         model,
-        FlowSampler(model, options.steps, options.guidance, options.guidance),
+        FlowSampler(model, options.steps, options.guidance, options.guidance, options.sampler),
         library,
         cases,
         options.out / "images",
@@ -98,6 +98,7 @@ def run(options: argparse.Namespace) -> bool:
             "context_images": len(cases[0].context),
             "seeds": options.seeds,
             "steps": options.steps,
+            "sampler": options.sampler,
             "guidance": options.guidance,
             "precision": options.precision,
         },

@@ -22,6 +22,18 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """--steps, --sampler and --guidance: how the images are sampled."""
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
+    parser.add_argument(
+        "--sampler",
+        choices=("lcm", "euler"),
+        default="lcm",
+        help="lcm: every step goes on with new noise; euler: a flow's plain steps (default lcm)",
+    )
+    parser.add_argument("--guidance", type=float, default=3.0, help="of text and of context (default 3)")
+
+
 def load_for_sampling(path: Path, precision: str) -> ContextDiffusion:
     """A checkpoint in fp32, its products in bf16 if the precision (see `add_precision`) says so."""
     import torch

@@ -8,6 +8,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from PIL import Image
@@ -80,17 +81,26 @@ def by_hand(model, z, t, prompt, contexts, query, g_txt, g_ctx):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("g_txt, g_ctx", [(3.0, 3.0), (4.0, 1.5), (1.0, 1.0)])
-def test_flow_equals_euler_steps_by_hand(g_txt, g_ctx):
-    """With g_txt = g_ctx the pipeline runs two branches, the hand all three."""
+def test_flow_equals_steps_by_hand(g_txt, g_ctx, stochastic):
+    """Steps with new noise, a model's own way, and Euler steps by the user's scheduler.
+
+    With g_txt = g_ctx the pipeline runs two branches, the hand all three.
+    """
     model = tiny_model(prediction_type="flow")
     contexts = [picture(5, 32, 32), picture(6, 32, 32)]
     start = torch.randn(1, 4, 8, 8, generator=seeded())
-    z, steps = start, 4
+    z, steps, noise = start, 4, seeded()
     for i in range(steps):
         s, s_next = 1 - i / steps, 1 - (i + 1) / steps
-        z = z + (s_next - s) * by_hand(model, z, 1000 * s, "a tent", contexts, picture(3), g_txt, g_ctx)
-    pipe = ContextDiffusionPipeline.from_model(model)
+        velocity = by_hand(model, z, 1000 * s, "a tent", contexts, picture(3), g_txt, g_ctx)
+        if stochastic:
+            z = (1 - s_next) * (z - s * velocity) + s_next * torch.randn(1, 4, 8, 8, generator=noise)
+        else:
+            z = z + (s_next - s) * velocity
+    scheduler = None if stochastic else diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipe = ContextDiffusionPipeline.from_model(model, scheduler)
     pipe.set_progress_bar_config(disable=True)
     got = run(
         pipe,

@@ -9,6 +9,7 @@ from .graph import SamplingGraph, calls, relative
 from .server import NodeError, Server
 
 SAMPLERS = [
+    ("lcm", "simple", 1.0),  # the default: goes on from the denoised latent with new noise
     ("euler", "simple", 1.0),
     ("dpmpp_2m", "karras", 1.0),
     ("dpm_2", "normal", 1.0),  # leaves the last sigma but one out

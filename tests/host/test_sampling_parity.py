@@ -1,4 +1,4 @@
-"""Twenty sampler steps with context, query and prompt: our nodes in the host against our pipeline in diffusers."""
+"""Twenty steps with context, query and prompt, with two samplers: our nodes in the host against our pipeline."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from .server import Server
 PROMPT, NEGATIVE, SEED = "full moon over our camp, East Greenland", "blue", 11
 
 
-@pytest.fixture(scope="module")
-def pipeline():
+@pytest.fixture(scope="module", params=["lcm", "euler"])
+def sampler(request: pytest.FixtureRequest):
+    """The host's name of a sampler, and our pipeline with its own scheduler, which is `lcm`, or with a plain one."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     from context_diffusion.pipeline import ContextDiffusionPipeline
 
-    pipe = ContextDiffusionPipeline.from_single_file("emoji-128", torch_dtype=torch.float32)
+    scheduler = None if request.param == "lcm" else FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipe = ContextDiffusionPipeline.from_single_file("emoji-128", torch_dtype=torch.float32, scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return request.param, pipe
 
 
 @pytest.mark.parametrize("text, context", [(3.0, 3.0), (4.0, 2.0), (1.0, 3.0)])
-def test_sampling_matches_the_pipeline(host_fp32: Server, pipeline, text: float, context: float) -> None:
+def test_sampling_matches_the_pipeline(host_fp32: Server, sampler, text: float, context: float) -> None:
     from PIL import Image
 
+    sampler_name, pipeline = sampler
     graph = SamplingGraph(host_fp32)
     graph.positive, graph.negative = graph.text(PROMPT), graph.text(NEGATIVE)
     graph.context_conditionings(context_seeds=(1, 2, 5))
-    sampled = graph.ours(text, context, seed=SEED, steps=20)
+    sampled = graph.ours(text, context, seed=SEED, steps=20, sampler_name=sampler_name)
     latent = graph.save(sampled[0])
     decoded = graph.save(graph.add("VAEDecode", samples=sampled[0], vae=graph.vae)[0])
     history = host_fp32.run(graph)
@@ -42,8 +47,13 @@ def test_sampling_matches_the_pipeline(host_fp32: Server, pipeline, text: float,
         "query_image": picture(3), "latents": noise, "num_inference_steps": 20, "text_guidance": text,
         "context_guidance": context,
     }  # fmt: skip
-    latents = pipeline(**settings, output_type="latent").images
-    images = pipeline(**settings, output_type="pt").images.permute(0, 2, 3, 1)
+
+    def make(output_type: str) -> torch.Tensor:
+        # What a sampler draws between its steps, the host draws from the seed after the first noise's.
+        return pipeline(**settings, output_type=output_type, generator=torch.Generator().manual_seed(SEED + 1)).images
+
+    latents = make("latent")
+    images = make("pt").permute(0, 2, 3, 1)
 
     assert relative(host_fp32.tensors(history, decoded)["value"], images) < 1e-3
     got = graph.read(history, latent)

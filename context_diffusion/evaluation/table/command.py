@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ContextDiffusionError
-from ..options import add_precision, load_for_sampling, parse_shard
+from ..options import add_precision, add_sampler, load_for_sampling, parse_shard
 from .plan import SETTINGS, Selection
 from .tasks import PARTS, TASKS
 
@@ -77,8 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--count", type=int, help="images in each part (default 168)")
     parser.add_argument("--seeds", type=int, help="runs with other noise (default 3)")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="of text and of context (default 3)")
+    add_sampler(parser)
     add_precision(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="processes that measure (default 2)")
@@ -154,10 +153,12 @@ def run(options: argparse.Namespace) -> bool:
     for label, path, digest in models:
         folder = options.out / "images" / f"{path.stem}-{digest[:8]}"
         fingerprint = f"model {digest}, {options.steps} steps, guidance {options.guidance:g}, {options.precision}"
+        # Euler is not named, so that images of before there was a choice still count.
+        fingerprint += "" if options.sampler == "euler" else f", {options.sampler}"
         facts = {"fingerprint": fingerprint, "data": data, "version": VERSION, "batch_size": options.batch_size}
         if not options.plan:
             claim_folder(folder, facts)
-        model, sampler = load_sampler(path, options.steps, options.guidance, options.precision)
+        model, sampler = load_sampler(path, options)
         _announce(label, chunks, folder, shard, sampler, library, cases)
         if not options.plan:
             complete &= generate_table(model, sampler, library, cases, chunks, folder, shard)
@@ -171,7 +172,7 @@ def run(options: argparse.Namespace) -> bool:
     per_style = _PER_STYLE[options.quick]
     measured = options.out / "measured" / ("quick" if options.quick else "full")
     judged_by = {"squeezenet": _digest(options.squeezenet), "classifier_images": per_style, "version": VERSION}
-    sampling = {name: getattr(options, name) for name in ("steps", "guidance", "precision")}
+    sampling = {name: getattr(options, name) for name in ("steps", "sampler", "guidance", "precision")}
     claim_folder(measured, judged_by | sampling | {"data": data})
     folders = [(label, options.out / "images" / f"{path.stem}-{digest[:8]}") for label, path, digest in models]
     judges = fit_judges(library, squeezenet, per_style)
@@ -207,12 +208,12 @@ def run(options: argparse.Namespace) -> bool:
     return True
 
 
-def load_sampler(path: Path, steps: int, guidance: float, precision: str) -> tuple[ContextDiffusion, Sampler]:
+def load_sampler(path: Path, options: argparse.Namespace) -> tuple[ContextDiffusion, Sampler]:
     """A checkpoint, and what makes images of it."""
     from ...flow_sampler import FlowSampler
 
-    model = load_for_sampling(path, precision)
-    return model, FlowSampler(model, steps, guidance, guidance)
+    model = load_for_sampling(path, options.precision)
+    return model, FlowSampler(model, options.steps, options.guidance, options.guidance, options.sampler)
 
 
 def _announce(
