@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="+", metavar="FILE", help="checkpoints with a visual context")
     parser.add_argument("--data", required=True, help="folder that `context-diffusion data icons` wrote")
     parser.add_argument("--count", type=int, default=48, help="icons of each held-out set")
-    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
+    parser.add_argument("--steps", type=int, default=12, help="sampling steps (default 12)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="lcm", help="see flow_sampler.FlowSampler")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="picture of some of them: context, query, images")
     given = parser.parse_args(arguments)
