@@ -141,7 +141,9 @@ def test_precision_is_told_and_images_of_two_are_not_mixed(evaluate, tmp_path, c
     assert "another run" in caplog.text
     assert evaluate("--seeds", 1, "--out", tmp_path / "exact") == 0
     exact = json.loads((tmp_path / "exact" / "heldout.json").read_text())
-    assert exact["protocol"]["precision"] == "fp32"
+    assert exact["protocol"]["precision"] == "fp32" and exact["protocol"]["sampler"] == "lcm"
+    assert evaluate("--seeds", 1, "--out", tmp_path / "exact", "--sampler", "euler") == 2
+    assert "another run" in caplog.text.splitlines()[-1]
     for setting, figures in exact["parts"]["seen"]["settings"].items():
         if "rmse" in figures:
             other = fast["parts"]["seen"]["settings"][setting]["rmse"][0]

@@ -183,7 +183,7 @@ def test_filters_and_another_run_in_the_same_folder(table, tmp_path, capsys):
     assert made == {f"unseen-to-depth-{setting}-s{seed}" for setting in ("c-k2", "p-k0") for seed in (0, 1)} | {
         "unseen-depth-vae-k0-s0"
     }
-    for other in (("--guidance", 2), ("--precision", "bf16_matmul")):
+    for other in (("--guidance", 2), ("--sampler", "euler"), ("--precision", "bf16_matmul")):
         assert table(*filters, "--count", 2, "--quick", *other) == 2
         assert "holds results of another run (fingerprint differ)" in capsys.readouterr().err
 
