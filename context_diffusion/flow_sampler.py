@@ -125,12 +125,9 @@ class FlowSampler:
             timestep = torch.full((n * len(weights),), 1000.0 * s, device=y.device, dtype=y.dtype)
             velocity = model.predict(z.repeat(len(weights), 1, 1, 1), timestep, y, query)
             velocity = guide(dict(zip(weights, velocity.chunk(len(weights)), strict=True)), weights)
-            if self.sampler == "euler":
-                z = z + (s_next - s) * velocity
-            else:
-                z = z - s * velocity
-                if s_next > 0:
-                    z = (1 - s_next) * z + s_next * self._noise(generators, batch.size).to(y)
+            clean = z - s * velocity
+            noise = z + (1 - s) * velocity if self.sampler == "euler" else self._noise(generators, batch.size).to(y)
+            z = (1 - s_next) * clean + s_next * noise
         return model.decode_latents(z).float()
 
     def _inputs(self, batch: SamplingBatch, weights: dict[str, float]) -> tuple[Tensor, Layout | None]:

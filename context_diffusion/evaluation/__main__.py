@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ContextDiffusionError
-from .options import add_precision, add_sampler, load_for_sampling, parse_shard
+from .options import add_precision, add_sampler, load_sampler, parse_shard
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ def run(options: argparse.Namespace) -> bool:
     from ..data.library import EmojiLibrary
     from ..feature_weights import fetch_feature_weights
     from ..features import EfficientNetLite0Features, load_squeezenet
-    from ..flow_sampler import FlowSampler
     from .encoder_probes import probe_encoder
     from .grid import write_heldout_grid
     from .heldout import generate_heldout
@@ -73,12 +72,12 @@ def run(options: argparse.Namespace) -> bool:
         fetch_feature_weights(options.squeezenet)
     squeezenet = load_squeezenet(options.squeezenet)
     library = EmojiLibrary(options.data)
-    model = load_for_sampling(options.model, options.precision)
+    model, sampler = load_sampler(options.model, options)
     cases = heldout_cases(library, options.seen, options.unseen, options.transforms)
     digest = hashlib.sha256(options.model.read_bytes()).hexdigest()[:16]
     complete = generate_heldout(
         model,
-        FlowSampler(model, options.steps, options.guidance, options.guidance, options.sampler),
+        sampler,
         library,
         cases,
         options.out / "images",

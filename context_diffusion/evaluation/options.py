@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import ContextDiffusionError
 
 if TYPE_CHECKING:
+    from ..flow_sampler import FlowSampler
     from ..model import ContextDiffusion
 
 
@@ -25,6 +26,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """--steps, --sampler and --guidance: how the images are sampled."""
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
+    # The names are flow_sampler.SAMPLERS, which is not read here: it would bring torch to every --help.
     parser.add_argument(
         "--sampler",
         choices=("lcm", "euler"),
@@ -46,6 +48,14 @@ def load_for_sampling(path: Path, precision: str) -> ContextDiffusion:
     if precision == "bf16_matmul":
         multiply_in_bf16(model)
     return model
+
+
+def load_sampler(path: Path, options: argparse.Namespace) -> tuple[ContextDiffusion, FlowSampler]:
+    """A checkpoint, and what makes images of it as the options of `add_sampler` and `add_precision` say."""
+    from ..flow_sampler import FlowSampler
+
+    model = load_for_sampling(path, options.precision)
+    return model, FlowSampler(model, options.steps, options.guidance, options.guidance, options.sampler)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

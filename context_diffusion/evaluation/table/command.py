@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ContextDiffusionError
-from ..options import add_precision, add_sampler, load_for_sampling, parse_shard
+from ..options import add_precision, add_sampler, load_sampler, parse_shard
 from .plan import SETTINGS, Selection
 from .tasks import PARTS, TASKS
 
 if TYPE_CHECKING:
     from ...data.library import EmojiLibrary
     from ...flow_sampler import Sampler
-    from ...model import ContextDiffusion
     from .cases import TableCase
     from .plan import TableChunk
 
@@ -206,14 +205,6 @@ def run(options: argparse.Namespace) -> bool:
     for path in written:
         logger.info("wrote %s", path)
     return True
-
-
-def load_sampler(path: Path, options: argparse.Namespace) -> tuple[ContextDiffusion, Sampler]:
-    """A checkpoint, and what makes images of it."""
-    from ...flow_sampler import FlowSampler
-
-    model = load_for_sampling(path, options.precision)
-    return model, FlowSampler(model, options.steps, options.guidance, options.guidance, options.sampler)
 
 
 def _announce(
