@@ -6,7 +6,8 @@ Each part (seen styles, unseen styles, held-out style transforms) is asked for i
 noise for every FILE, under its own context and a shuffled one. `C / shuffled` is the ratio of the two losses at the
 highest level, where nothing but query and context says what is to be drawn: near 1 the context is not read. The
 change against the first FILE is a ratio too, with its 95% bootstrap interval over emoji. The latents are each model's
-own: compare models that share their autoencoder.
+own: compare models that share their autoencoder. A Prompt Diffusion baseline is shown the first context image with its
+soft edges as its example pair.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from context_diffusion.checkpoint import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.protocol import PARTS, Case, contexts, heldout_cases, queries, truths
 from context_diffusion.evaluation.statistics import Interval, ratio_of_means
+from context_diffusion.maps import make_map
 from context_diffusion.model import ContextDiffusion
 from context_diffusion.precision import multiply_in_bf16
 from context_diffusion.training.objective import diffusion_loss
@@ -45,11 +47,16 @@ def losses_of(model: ContextDiffusion, truth: Tensor, query: Tensor, context: Te
     latents = model.encode_images(truth)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     text = model.encode_prompts([""])
-    y = torch.cat([model.condition(text, model.encode_context(images)) for images in context])
+    if model.example_encoder is None:
+        y = torch.cat([model.condition(text, model.encode_context(images)) for images in context])
+    else:
+        y, shown = text.expand(len(truth), -1, -1), context[:, 0]
+        sources = make_map(shown, "softedge")
     rows = []
     for start in range(0, len(truth), BATCH):
         part = slice(start, start + BATCH)
-        features = model.encode_query(query[part])
+        example = None if model.example_encoder is None else (sources[part], shown[part])
+        features = model.encode_query(query[part], example)
         levels = [torch.full((len(latents[part]),), level) for level in LEVELS]
         rows.append(
             torch.stack(
@@ -73,8 +80,8 @@ def main() -> None:
     arguments = parser.parse_args()
     models = [load_checkpoint(path, dtype=torch.float32) for path in arguments.models]
     for path, model in zip(arguments.models, models, strict=True):
-        if model.image_encoder is None:
-            parser.error(f"{path} has no image encoder and so no context: leave it out")
+        if model.image_encoder is None and model.example_encoder is None:
+            parser.error(f"{path} has neither image encoder nor example encoder and so no context: leave it out")
     library = EmojiLibrary(arguments.data)
     cases = heldout_cases(library, arguments.count, arguments.count // 2, arguments.count // 2, arguments.k)
     truth, query = truths(library, cases), queries(library, cases)

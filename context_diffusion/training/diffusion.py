@@ -89,8 +89,9 @@ class DiffusionStage:
     Settings of [diffusion], in the order of `config.SETTINGS`:
 
     What it begins with: `vae` (folder of the vae stage) and `clip` (folder of the clip stage). Or `start_from`, a
-    checkpoint to go on from; or `pretrained`, a checkpoint whose UNet and encoders a new model begins with; a `vae`
-    beside either takes the place of the checkpoint's, `clip` is not read. `prediction_type`.
+    checkpoint to go on from; or `pretrained`, a checkpoint whose UNet and encoders a new model begins with, and with
+    `keep_layout` its ControlNet too; a `vae` beside either takes the place of the checkpoint's, `clip` is not read.
+    `prediction_type`.
 
     The UNet: `channels`, `attention` (a list; on from a checkpoint, resolutions that have none get it) and
     `layout_attention` (the layout encoder's, when it is new), `head_channels`, `sample_size`.

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..checkpoint import load_checkpoint
 from ..errors import ContextDiffusionError
+from ..layout import is_adapter
 from ..model import ContextDiffusion
 from ..tokenizer import tokenizer_from_json
 from ..visual_context import ContextProjector
@@ -91,7 +92,8 @@ def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffus
 def _around_pretrained(settings: dict) -> ContextDiffusion:
     """A model with the UNet, encoders and VAE of another one; layout encoder and projector are new.
 
-    As the paper starts from Stable Diffusion: what the context adds is learned by a UNet that draws already.
+    As the paper starts from Stable Diffusion: what the context adds is learned by a UNet that draws already. With
+    `keep_layout` the other one's ControlNet stays too, so that only the way to the context is new.
     """
     path = settings["pretrained"]
     start = load_checkpoint(path, dtype=torch.float32)
@@ -104,10 +106,32 @@ def _around_pretrained(settings: dict) -> ContextDiffusion:
         raise ContextDiffusionError(
             f"[diffusion] pretrained = {path!r} has decoupled cross-attention: go on with it by start_from"
         )
+    kept = _kept_layout(settings, start) if settings.get("keep_layout") else None
     unet = with_attention(start.unet, settings.get("attention", attention_of(start.unet)))
-    model = _around(settings, unet, start.text_encoder, start.tokenizer, start.image_encoder, start.schedule)
+    model = _around(settings, unet, start.text_encoder, start.tokenizer, start.image_encoder, start.schedule, kept)
     model.vae = start.vae
     return model
+
+
+def _kept_layout(settings: dict, start: ContextDiffusion) -> nn.Module:
+    """The layout encoder of `pretrained`, which must be a ControlNet as it was trained."""
+    path, asked = settings["pretrained"], settings.get("layout", "controlnet")
+    if start.layout_encoder is None or is_adapter(start.layout_encoder):
+        raise ContextDiffusionError(
+            f"[diffusion] pretrained = {path!r} has no ControlNet and keep_layout asks for it: leave keep_layout out"
+        )
+    if asked != "controlnet":
+        raise ContextDiffusionError(
+            f"[diffusion] keep_layout keeps the ControlNet of pretrained = {path!r} and layout is {asked!r}: "
+            "leave one of them out"
+        )
+    own, attention = attention_of(start.layout_encoder), settings.get("layout_attention")
+    if attention is not None and tuple(attention) != own:
+        raise ContextDiffusionError(
+            f"[diffusion] layout_attention is {list(attention)} and the layout encoder of pretrained = {path!r} has "
+            f"{list(own)}: a kept one stays as it is, leave one of layout_attention and keep_layout out"
+        )
+    return start.layout_encoder
 
 
 def _around(
@@ -117,12 +141,13 @@ def _around(
     tokenizer: object,
     image_encoder: nn.Module,
     schedule: dict,
+    layout_encoder: nn.Module | None = None,
 ) -> ContextDiffusion:
-    """The variant that the settings ask for, with a new layout encoder and a new projector."""
+    """The variant that the settings ask for, with a new projector and, unless there is one, a new layout encoder."""
     parts = {
         "unet": unet,
         "projector": ContextProjector(image_encoder.config.hidden_size, text_encoder.config.hidden_size),
-        "layout_encoder": new_layout_encoder(unet, settings.get("layout_attention")),
+        "layout_encoder": layout_encoder or new_layout_encoder(unet, settings.get("layout_attention")),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
         "image_encoder": image_encoder,

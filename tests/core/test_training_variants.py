@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from context_diffusion.checkpoint import load_checkpoint
 from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.training.attention import attention_of
 from context_diffusion.training.diffusion import MEMBERS, DiffusionStage
 from context_diffusion.training.episodes import draw_examples
 from context_diffusion.training.loop import train
@@ -139,6 +140,54 @@ def test_a_new_model_begins_as_the_pretrained_one(folders, tmp_path, name):
     config.steps, config.learning_rate = 20, 3e-3
     train(config, stage)
     assert loss_now(stage) < before
+
+
+def test_a_kept_layout_makes_the_baseline_begin_as_the_whole_model_without_context(folders, tmp_path):
+    base = DiffusionStage(config_of(folders, tmp_path / "base", "default", steps=3, learning_rate=3e-3))
+    base.prepare(0, 1)
+    train(base.config, base)
+    file = tmp_path / "base" / "tiny.safetensors"
+    start = load_checkpoint(file, dtype=torch.float32)
+    config = config_of(folders, tmp_path / "grown", "prompt_diffusion")
+    config.settings.update(pretrained=str(file), keep_layout=True)
+    stage = DiffusionStage(config)
+    stage.prepare(0, 1)
+    batch = stage.batch(900, 0, 1)
+    text = start.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
+    rows, times = batch["rows"], 1000 * batch["levels"]
+    noisy = torch.lerp(batch["latents"][rows], batch["noise"], batch["levels"].view(-1, 1, 1, 1))
+    with torch.no_grad():
+        layout = start.encode_query(batch["queries"])[rows]
+        velocity = start.predict(noisy, times, text, layout, batch["layout"].view(-1, 1, 1, 1))
+        bare = start.unet(noisy, times, text).sample
+        loss = float(stage.module(batch)[0])
+    target = batch["noise"] - batch["latents"][rows]
+    assert loss == pytest.approx(float((velocity - target).square().mean()), rel=1e-4)
+    # The trained ControlNet does something: a new one, which begins with zeros, would not give this loss.
+    assert loss != pytest.approx(float((bare - target).square().mean()), rel=1e-4)
+
+
+def test_what_cannot_be_kept_is_named(folders, tmp_path):
+    text = DiffusionStage(text_to_image(folders, tmp_path / "text", steps=1))
+    whole = DiffusionStage(config_of(folders, tmp_path / "whole", "default", steps=1))
+    for stage in (text, whole):
+        stage.prepare(0, 1)
+        train(stage.config, stage)
+    config = config_of(folders, tmp_path / "grown", "prompt_diffusion")
+    config.settings.update(pretrained=str(tmp_path / "text" / "tiny.safetensors"), keep_layout=True)
+    with pytest.raises(ContextDiffusionError, match="has no ControlNet and keep_layout asks for it"):
+        DiffusionStage(config)
+    config.settings["pretrained"] = str(tmp_path / "whole" / "tiny.safetensors")
+    own = attention_of(whole.module.model.layout_encoder)
+    config.settings["layout_attention"] = [not here for here in own]
+    with pytest.raises(ContextDiffusionError, match="leave one of layout_attention and keep_layout out"):
+        DiffusionStage(config)
+    config.settings["layout_attention"] = list(own)
+    DiffusionStage(config)
+    config = config_of(folders, tmp_path / "adapter", "t2i_adapter")
+    config.settings.update(pretrained=str(tmp_path / "whole" / "tiny.safetensors"), keep_layout=True)
+    with pytest.raises(ContextDiffusionError, match="layout is 't2i_adapter'"):
+        DiffusionStage(config)
 
 
 def test_pretrained_and_start_from_exclude_each_other(folders, tmp_path):
