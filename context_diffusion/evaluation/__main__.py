@@ -110,8 +110,9 @@ def run(options: argparse.Namespace) -> bool:
             batch_size=options.batch_size,
             workers=options.workers,
         ),
-        "probes": probe_encoder(model.image_encoder, library),
     }
+    if model.image_encoder is not None:
+        report["probes"] = probe_encoder(model.image_encoder, library)
     grid = write_heldout_grid(library, cases, options.out / "images", options.out, options.batch_size)
     for path in (*write_report(report, options.out), grid):
         logger.info("wrote %s", path)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ContextDiffusionError
 from ..flow_sampler import Sampler, SamplingBatch
+from ..maps import make_map
 from .chunks import claim_folder, load_chunks, make_chunks
 from .protocol import PART_SETTINGS, PARTS, Case, cases_digest, contexts, queries, truths
 
@@ -126,9 +127,12 @@ def make_chunk(
     if chunk.setting == "vae":
         images = truths(library, chosen)
         return model.decode_latents(model.encode_images(images.to(next(model.vae.parameters()))))
-    context = None
+    context = pairs = None
     if chunk.setting in ("cp", "c", "shuffled"):
         context = contexts(library, chosen, shuffled=chunk.setting == "shuffled")
+        if getattr(sampler, "wants_context_queries", False):
+            # The map that the targets' queries are.
+            pairs = make_map(context.flatten(0, 1), "softedge").unflatten(0, context.shape[:2])
     prompts = None
     if chunk.setting in ("cp", "p"):
         prompts = tuple(library.caption(case.style, case.key) for case in chosen)
@@ -139,6 +143,7 @@ def make_chunk(
             context=context,
             prompts=prompts,
             size=library.size,
+            context_queries=pairs,
         )
     )
 

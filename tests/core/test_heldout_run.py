@@ -11,15 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from context_diffusion import features
 from context_diffusion.checkpoint import save_checkpoint
+from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation import encoder_probes, summary
 from context_diffusion.evaluation.__main__ import main
 from context_diffusion.evaluation.grid import LABELS
-from context_diffusion.evaluation.protocol import PART_SETTINGS, SETTING_NAMES
+from context_diffusion.evaluation.heldout import Chunk, make_chunk
+from context_diffusion.evaluation.protocol import PART_SETTINGS, SETTING_NAMES, heldout_cases
 from context_diffusion.features import SqueezeNetFeatures
 from context_diffusion.images import image_grid
+from context_diffusion.maps import make_map
 
 from .tiny import tiny_model
 from .tiny_data import SIZE, write_tiny_data
+from .tiny_variants import tiny_variant
 
 COUNTS = {"seen": 6, "unseen": 2, "transforms": 3}
 SEEDS = 2
@@ -129,6 +133,35 @@ def test_a_run_in_two_shards_measures_and_a_lost_chunk_is_made_again(evaluate, t
     assert again == made, "only what was lost is made again"
     for name, (_, written) in contents(out).items():
         assert written == before[name][1], name
+
+
+def test_the_baseline_is_shown_the_soft_edges_of_its_context(evaluate, tmp_path):
+    write_inputs(tmp_path)
+    save_checkpoint(tiny_variant("prompt_diffusion"), tmp_path / "model.safetensors")
+    assert evaluate("--seeds", 1, "--workers", 1) == 0
+    report = json.loads((tmp_path / "out" / "heldout.json").read_text())
+    assert set(report["parts"]) == set(COUNTS)
+    # It has no image encoder to ask.
+    assert "probes" not in report
+    library = EmojiLibrary(tmp_path / "data")
+    cases = [case for case in heldout_cases(library, *COUNTS.values()) if case.part == "transforms"]
+
+    class Pairs:
+        wants_context_queries = True
+
+        def generate(self, batch):
+            self.batch = batch
+            return batch.query
+
+    pairs, model = Pairs(), tiny_model(prediction_type="flow")
+    for setting in ("c", "shuffled"):
+        make_chunk(model, pairs, library, cases, Chunk("transforms", setting, 0, 0, 3))
+        batch = pairs.batch
+        assert batch.context_queries.shape == batch.context.shape
+        for row, images in enumerate(batch.context):
+            assert torch.equal(batch.context_queries[row], make_map(images, "softedge"))
+    make_chunk(model, pairs, library, cases, Chunk("transforms", "query_only", 0, 0, 3))
+    assert pairs.batch.context_queries is None
 
 
 def test_precision_is_told_and_images_of_two_are_not_mixed(evaluate, tmp_path, caplog):
