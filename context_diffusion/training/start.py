@@ -23,12 +23,17 @@ def first_model(settings: dict) -> ContextDiffusion:
     """What the settings of [diffusion] ask for, its VAE included.
 
     Raises:
-        ContextDiffusionError: `start_from` and `pretrained` together, files that are missing or do not fit, or
-            settings that the checkpoint is not of.
+        ContextDiffusionError: `start_from` and `pretrained` together, `keep_layout` without `pretrained`, files that
+            are missing or do not fit, or settings that the checkpoint is not of.
     """
     if settings.get("start_from") and settings.get("pretrained"):
         raise ContextDiffusionError(
             "[diffusion] start_from goes on with a model and pretrained begins a new one: give one of them"
+        )
+    if settings.get("keep_layout") and not settings.get("pretrained"):
+        raise ContextDiffusionError(
+            "[diffusion] keep_layout keeps the ControlNet of pretrained, which is not given: give pretrained, or leave "
+            "keep_layout out"
         )
     if settings.get("start_from"):
         model = _continued(settings)

@@ -167,6 +167,13 @@ def test_a_kept_layout_makes_the_baseline_begin_as_the_whole_model_without_conte
     assert loss != pytest.approx(float((bare - target).square().mean()), rel=1e-4)
 
 
+def test_a_layout_is_kept_of_pretrained_alone(folders, tmp_path):
+    config = config_of(folders, tmp_path, "prompt_diffusion")
+    config.settings["keep_layout"] = True
+    with pytest.raises(ContextDiffusionError, match="pretrained, which is not given"):
+        DiffusionStage(config)
+
+
 def test_what_cannot_be_kept_is_named(folders, tmp_path):
     text = DiffusionStage(text_to_image(folders, tmp_path / "text", steps=1))
     whole = DiffusionStage(config_of(folders, tmp_path / "whole", "default", steps=1))
