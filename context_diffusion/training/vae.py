@@ -13,10 +13,13 @@ from ..data.library import EmojiLibrary
 from ..data.transforms import sample_transform
 from ..errors import ContextDiffusionError
 from ..native_vae import tiny_vae_limits
+from .blocks import with_blocks
 from .config import RunConfig
 from .loop import batch_seed
 
 logger = logging.getLogger(__name__)
+
+PARTS = ("encoder", "decoder")
 
 
 def load_vae(folder: str | Path) -> nn.Module:
@@ -88,10 +91,10 @@ class VAEObjective(nn.Module):
 class VAEStage:
     """Crops of training emoji, a share of them in transformed styles.
 
-    Settings of [vae]: `start_from` (folder of an earlier run to go on from; its shape wins), `train_encoder` (false:
-    the decoder alone), `latent_channels`, `encoder_blocks` and `decoder_blocks` (residual blocks a level), `crop`
-    (pixels), `transformed` (share), `noise`, `weights` (l2, gradient, features), `feature_weights` (SqueezeNet file,
-    "" for none).
+    Settings of [vae]: `start_from` (folder of an earlier run to go on from, whose `latent_channels` win),
+    `train_encoder` (false: the decoder alone), `latent_channels`, `encoder_blocks` and `decoder_blocks` (residual
+    blocks a level; with `start_from` as many as that has, or more), `crop` (pixels), `transformed` (share), `noise`,
+    `weights` (l2, gradient, features), `feature_weights` (SqueezeNet file, "" for none).
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -111,6 +114,8 @@ class VAEStage:
             features.to(memory_format=torch.channels_last)
         if settings.get("start_from"):
             vae = load_vae(settings["start_from"])
+            blocks = (settings.get(f"{part}_blocks", vae.config[f"num_{part}_blocks"]) for part in PARTS)
+            vae = with_blocks(vae, *blocks)
         else:
             vae = new_vae(
                 settings.get("latent_channels", 8),
@@ -119,7 +124,8 @@ class VAEStage:
             )
         self.latent_channels = vae.config.latent_channels
         # The decoder alone: the latents, and all that was trained on them, stay as they are.
-        vae.encoder.requires_grad_(settings.get("train_encoder", True))
+        self.train_encoder = settings.get("train_encoder", True)
+        vae.encoder.requires_grad_(self.train_encoder)
         for limit in tiny_vae_limits(vae.config):
             logger.warning("a model with this autoencoder will not load in ComfyUI: %s", limit)
         self.module = VAEObjective(vae, features, settings).to(memory_format=torch.channels_last)
@@ -175,12 +181,16 @@ class VAEStage:
 
     @torch.no_grad()
     def finish(self, out: Path) -> None:
-        """Set the scaling factor from the training latents' spread and write `vae/` (diffusers' format)."""
+        """Set the scaling factor from the training latents' spread and write `vae/` (diffusers' format).
+
+        Latents that stay as they are keep their scaling factor.
+        """
         vae = self.module.vae.to(memory_format=torch.contiguous_format)
-        images = torch.cat(
-            [self.library.batch(style, self.library.train_keys[style][::40]) for style in self.library.train_styles]
-        )
-        latents = torch.cat([vae.encode(part * 2 - 1).latents for part in images.split(16)])
-        vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        if self.train_encoder:
+            images = torch.cat(
+                [self.library.batch(style, self.library.train_keys[style][::40]) for style in self.library.train_styles]
+            )
+            latents = torch.cat([vae.encode(part * 2 - 1).latents for part in images.split(16)])
+            vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
         vae.save_pretrained(out / "vae")
         (out / "figures.txt").write_text(f"held-out PSNR, training styles: {self.psnr(24):.2f} dB\n")

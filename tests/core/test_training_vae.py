@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.training.blocks import with_blocks
 from context_diffusion.training.loop import train
-from context_diffusion.training.vae import VAEStage, load_vae
+from context_diffusion.training.vae import VAEStage, load_vae, new_vae
 
 from .tiny_data import vae_config, write_tiny_data
 
@@ -41,3 +43,42 @@ def test_a_shape_that_comfyui_lacks_is_said_before_training(data, tmp_path, capl
     with caplog.at_level(logging.WARNING):
         VAEStage(config)
     assert "will not load in ComfyUI" in caplog.text and "[4, 1, 1, 1]" in caplog.text
+
+
+def test_more_blocks_begin_as_the_same_autoencoder():
+    torch.manual_seed(0)
+    vae = new_vae(4, (1, 1, 1, 2), (2, 1, 1, 1))
+    grown = with_blocks(vae, (1, 2, 1, 3), (3, 1, 2, 1))
+    assert list(grown.config.num_encoder_blocks) == [1, 2, 1, 3]
+    assert list(grown.config.num_decoder_blocks) == [3, 1, 2, 1]
+    assert count(grown) - count(vae) == 4 * count(vae.encoder.layers[1])
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(images).latents
+        assert torch.equal(grown.encode(images).latents, latents)
+        assert torch.equal(grown.decode(latents).sample, vae.decode(latents).sample)
+    # The new blocks can learn: a gradient reaches the layer that is zero.
+    grown.decode(latents).sample.square().sum().backward()
+    silent = [name for name, value in grown.decoder.named_parameters() if not value.grad.any()]
+    new = [name for name in silent if ".conv.0." in name or ".conv.2." in name]
+    assert silent == new and len(new) == 2 * 4
+
+
+def count(module):
+    return sum(value.numel() for value in module.parameters())
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (2, 1, 1), (2, 1, 1, 1, 1)])
+def test_blocks_are_not_taken_away(blocks):
+    with pytest.raises(ContextDiffusionError, match=r"decoder_blocks is .* has \[2, 1, 1, 1\].*not taken away"):
+        with_blocks(new_vae(4, (1, 1, 1, 1), (2, 1, 1, 1)), (1, 1, 1, 1), blocks)
+
+
+def test_training_goes_on_with_more_blocks(data, tmp_path):
+    first = run(vae_config(data, tmp_path / "first", steps=2))
+    config = vae_config(data, tmp_path / "second", steps=2)
+    blocks = [*config.settings["decoder_blocks"][:2], config.settings["decoder_blocks"][2] + 1, 1]
+    config.settings |= {"start_from": str(tmp_path / "first"), "train_encoder": False, "decoder_blocks": blocks}
+    second = run(config)
+    assert len(second) == len(first) + 6
+    assert list(load_vae(tmp_path / "second").config.num_decoder_blocks) == blocks
