@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "diffusion": {
         **dict.fromkeys(("vae", "clip", "start_from", "pretrained", "keep_layout", "prediction_type")),
         **dict.fromkeys(("channels", "attention", "layout_attention", "head_channels", "sample_size")),
-        **dict.fromkeys(("repeats", "members", "largest_k", "pool", "pool_seed", "pool_groups")),
+        **dict.fromkeys(("repeats", "members", "largest_k", "related", "pool", "pool_seed", "pool_groups")),
         **dict.fromkeys(("icons", "icon_share")),
         **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query")),
         **dict.fromkeys(("noise_mean", "noise_uniform")),

@@ -28,6 +28,8 @@ from .variants import freeze_unused
 
 # Pictures of a group in a batch, where nothing else is asked for.
 MEMBERS = 4
+# How often they are whole runs of one subgroup.
+RELATED = 0.6
 
 
 def _digest(module: nn.Module) -> str:
@@ -97,8 +99,9 @@ class DiffusionStage:
     `layout_attention` (the layout encoder's, when it is new), `head_channels`, `sample_size`.
 
     Episodes: `repeats` (noise levels a target), `members` (pictures of a group in a batch, each other's context: 4, 8
-    or 16), `largest_k` (most context images of a row, fewer than `members`). `pool` is the folder of the episode pool,
-    which runs on the same data, VAE, shares and `pool_seed` (the run's seed) may have in common; `pool_groups`,
+    or 16), `largest_k` (most context images of a row, fewer than `members`), `related` (share of the draws that take
+    whole runs of one subgroup, see `draw_keys`; the others take any of a group). `pool` is the folder of the episode
+    pool, which runs on the same data, VAE, shares and `pool_seed` (the run's seed) may have in common; `pool_groups`,
     `shares` (plain, transformed, reverse). `icons` is the folder of another data set, which `icon_share` of the groups
     are drawn from. `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share).
 
@@ -121,7 +124,8 @@ class DiffusionStage:
         self.members = settings.get("members", MEMBERS)
         self.largest_k = settings.get("largest_k", LARGEST_K)
         self.noise = _noise(settings)
-        _check_episodes(self.members, self.largest_k)
+        self.related = settings.get("related", RELATED)
+        _check_episodes(self.members, self.largest_k, self.related)
         if config.batch_size % (self.members * self.repeats):
             raise ContextDiffusionError(
                 f"batch_size is {config.batch_size}: give a multiple of {self.members * self.repeats} "
@@ -206,8 +210,8 @@ class DiffusionStage:
         return batch
 
     def _members(self, rng: np.random.Generator) -> np.ndarray:
-        """Some of a group: often whole runs of one subgroup (see `draw_keys`), else any."""
-        if rng.random() < 0.6:
+        """Some of a group: whole runs of one subgroup (see `draw_keys`) in a share of the draws, else any."""
+        if rng.random() < self.related:
             return self.members * int(rng.integers(GROUP_SIZE // self.members)) + np.arange(self.members)
         return rng.choice(GROUP_SIZE, size=self.members, replace=False)
 
@@ -265,7 +269,7 @@ def _noise(settings: dict) -> tuple[float, float]:
     return mean, uniform
 
 
-def _check_episodes(members: int, largest_k: int) -> None:
+def _check_episodes(members: int, largest_k: int, related: float) -> None:
     if members not in (4, 8, 16):
         raise ContextDiffusionError(f"[diffusion] members is {members!r}: give 4, 8 or 16 of a group's {GROUP_SIZE}")
     if not isinstance(largest_k, int) or not 1 <= largest_k < members:
@@ -273,3 +277,5 @@ def _check_episodes(members: int, largest_k: int) -> None:
             f"[diffusion] largest_k is {largest_k!r} with {members} members of a group: a context is drawn from the "
             f"others, give 1 to {members - 1}"
         )
+    if not isinstance(related, (int, float)) or not 0 <= related <= 1:
+        raise ContextDiffusionError(f"[diffusion] related is {related!r}: give a share, 0 to 1")

@@ -19,8 +19,6 @@ from .loop import batch_seed
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("encoder", "decoder")
-
 
 def load_vae(folder: str | Path) -> nn.Module:
     """The `vae/` folder that a run of this stage wrote.
@@ -114,8 +112,11 @@ class VAEStage:
             features.to(memory_format=torch.channels_last)
         if settings.get("start_from"):
             vae = load_vae(settings["start_from"])
-            blocks = (settings.get(f"{part}_blocks", vae.config[f"num_{part}_blocks"]) for part in PARTS)
-            vae = with_blocks(vae, *blocks)
+            vae = with_blocks(
+                vae,
+                settings.get("encoder_blocks", vae.config.num_encoder_blocks),
+                settings.get("decoder_blocks", vae.config.num_decoder_blocks),
+            )
         else:
             vae = new_vae(
                 settings.get("latent_channels", 8),

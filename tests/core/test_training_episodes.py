@@ -332,6 +332,19 @@ def test_larger_groups_give_a_row_more_context_images(stage):
     assert counts - {0} == {1, 2, 3, 4, 5, 6}
 
 
+@pytest.mark.parametrize("related", [0.0, 0.5, 1.0])
+def test_a_share_of_the_draws_takes_whole_runs_of_one_subgroup(stage, related):
+    config = RunConfig(**vars(stage.config))
+    config.settings = {**stage.settings, "pool": str(stage.pool.folder), "related": related}
+    rng = np.random.default_rng(0)
+    other = DiffusionStage(config)
+    drawn = [other._members(rng) for _ in range(400)]
+    assert all(len(set(members.tolist())) == 4 for members in drawn)
+    runs = [members for members in drawn if members[0] % 4 == 0 and (np.diff(members) == 1).all()]
+    # Four of sixteen at random are such a run in one of some thousand draws.
+    assert abs(len(runs) / 400 - related) < 0.08
+
+
 @pytest.mark.parametrize("mean", [-1.5, 0.0, 1.0])
 def test_noise_levels_gather_where_the_run_says(stage, mean):
     config = RunConfig(**vars(stage.config))
@@ -363,6 +376,7 @@ def test_noise_levels_that_cannot_be(stage, settings, words):
         ({"members": 5}, "members is 5.*4, 8 or 16"),
         ({"largest_k": 4}, "largest_k is 4 with 4 members.*1 to 3"),
         ({"members": 8, "largest_k": 0}, "largest_k is 0 with 8 members.*1 to 7"),
+        ({"related": 1.2}, "related is 1.2.*0 to 1"),
         ({"members": 16}, "batch_size is 16.*multiple of 32.*16 members"),
     ],
 )
