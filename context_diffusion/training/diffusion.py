@@ -32,11 +32,16 @@ MEMBERS = 4
 RELATED = 0.6
 
 
-def _digest(module: nn.Module) -> str:
-    """A short name for the module's weights."""
-    digest = hashlib.sha256()
-    for value in module.state_dict().values():
-        digest.update(value.float().contiguous().cpu().numpy().tobytes())
+# What of an autoencoder has no part in the latents that it makes.
+DECODING = ("decoder.", "post_quant_conv.")
+
+
+def latents_digest(vae: nn.Module) -> str:
+    """A short name for all of an autoencoder that its latents depend on; another decoder leaves it the same."""
+    digest = hashlib.sha256(repr((vae.config.scaling_factor, vae.config.get("shift_factor"))).encode())
+    for name, value in vae.state_dict().items():
+        if not name.startswith(DECODING):
+            digest.update(value.float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -148,7 +153,7 @@ class DiffusionStage:
             settings.get("pool_seed", config.seed),
             self._encode,
             (model.unet.config.in_channels, size, size),
-            _digest(self.vae),
+            latents_digest(self.vae),
             *_icons(settings, self.library.size),
         )
 

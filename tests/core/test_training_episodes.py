@@ -12,10 +12,10 @@ from context_diffusion.maps import make_map
 from context_diffusion.training import episodes
 from context_diffusion.training.clip import CLIPStage
 from context_diffusion.training.config import RunConfig
-from context_diffusion.training.diffusion import DiffusionStage
+from context_diffusion.training.diffusion import DiffusionStage, latents_digest
 from context_diffusion.training.episodes import REVERSE_MAPS, context_matrix, draw_group, draw_keys
 from context_diffusion.training.pool import EpisodePool
-from context_diffusion.training.vae import VAEStage
+from context_diffusion.training.vae import VAEStage, new_vae
 
 from .tiny_data import SIZE, clip_config, diffusion_config, vae_config, write_tiny_data, write_tiny_encoders
 
@@ -330,6 +330,19 @@ def test_larger_groups_give_a_row_more_context_images(stage):
         counts |= set((batch["context"] > 0).sum(1).tolist())
         assert (batch["context"][torch.arange(16), batch["rows"]] == 0).all()
     assert counts - {0} == {1, 2, 3, 4, 5, 6}
+
+
+def test_a_pool_is_for_latents_and_not_for_a_decoder(tmp_path):
+    vae = new_vae(4, (1, 1, 1, 1), (1, 1, 1, 1))
+    before = latents_digest(vae)
+    with torch.no_grad():
+        vae.decoder.layers[0].weight.add_(1)
+    assert latents_digest(vae) == before
+    vae.register_to_config(scaling_factor=0.5)
+    rescaled = latents_digest(vae)
+    with torch.no_grad():
+        vae.encoder.layers[0].weight.add_(1)
+    assert len({before, rescaled, latents_digest(vae)}) == 3
 
 
 @pytest.mark.parametrize("related", [0.0, 0.5, 1.0])
