@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..data.library import EmojiLibrary
 from ..data.transforms import sample_transform
@@ -51,11 +52,27 @@ def new_vae(latent_channels: int, encoder_blocks: tuple[int, ...], decoder_block
     )
 
 
+def flat_areas(images: Tensor, size: int = 5, tolerance: float = 1 / 64) -> Tensor:
+    """Where every pixel of the `size` x `size` around one has nearly the same color.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        size: pixels, odd; outside the image there is nothing to differ.
+        tolerance: the largest difference in a channel.
+
+    Returns:
+        (B, 1, H, W), 1 inside and 0 elsewhere.
+    """
+    highest, lowest = (functional.max_pool2d(sign * images, size, 1, size // 2) for sign in (1, -1))
+    return (highest + lowest <= tolerance).all(dim=1, keepdim=True).to(images)
+
+
 class VAEObjective(nn.Module):
     """L1 + L2 + gradient + frozen-feature distance, decoded from noised latents.
 
     The decoder meets latents with noise of up to `noise` of their own spread: the diffusion model's latents are
-    never exact, and a decoder that forgives small errors draws flat fills flat.
+    never exact, and a decoder that forgives small errors draws flat fills flat. `weights.flat` weighs L1 more where
+    the truth is flat: an error there is small beside those at edges, and stains a fill that should have one color.
     """
 
     def __init__(self, vae: nn.Module, features: nn.Module | None, settings: dict) -> None:
@@ -63,7 +80,7 @@ class VAEObjective(nn.Module):
         self.vae = vae
         # In a list: frozen features are no part of the module's state.
         self.features = [features]
-        self.weights = {"l2": 1.0, "gradient": 1.0, "features": 0.1, **settings.get("weights", {})}
+        self.weights = {"l2": 1.0, "gradient": 1.0, "features": 0.1, "flat": 0.0, **settings.get("weights", {})}
         self.noise = settings.get("noise", 0.2)
 
     def forward(self, batch: dict) -> tuple[Tensor, dict]:
@@ -78,6 +95,8 @@ class VAEObjective(nn.Module):
         gradient = gradient + (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
         weights = self.weights
         loss = l1 + weights["l2"] * l2 + weights["gradient"] * gradient
+        if weights["flat"]:
+            loss = loss + weights["flat"] * (difference.abs() * flat_areas(images)).mean()
         numbers = {"l1": l1, "rmse": l2.sqrt(), "spread": spread.mean()}
         if self.features[0] is not None and weights["features"]:
             distance = self.features[0].distance(decoded, images).mean()
@@ -92,7 +111,7 @@ class VAEStage:
     Settings of [vae]: `start_from` (folder of an earlier run to go on from, whose `latent_channels` win),
     `train_encoder` (false: the decoder alone), `latent_channels`, `encoder_blocks` and `decoder_blocks` (residual
     blocks a level; with `start_from` as many as that has, or more), `crop` (pixels), `transformed` (share), `noise`,
-    `weights` (l2, gradient, features), `feature_weights` (SqueezeNet file, "" for none).
+    `weights` (l2, gradient, features, flat), `feature_weights` (SqueezeNet file, "" for none).
     """
 
     def __init__(self, config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training.blocks import with_blocks
 from context_diffusion.training.loop import train
-from context_diffusion.training.vae import VAEStage, load_vae, new_vae
+from context_diffusion.training.vae import VAEObjective, VAEStage, flat_areas, load_vae, new_vae
 
 from .tiny_data import vae_config, write_tiny_data
 
@@ -82,3 +82,26 @@ def test_training_goes_on_with_more_blocks(data, tmp_path):
     second = run(config)
     assert len(second) == len(first) + 6
     assert list(load_vae(tmp_path / "second").config.num_decoder_blocks) == blocks
+
+
+def test_flat_areas_keep_away_from_edges():
+    images = torch.full((1, 3, 12, 12), 0.5)
+    images[:, 1, :, 6:] = 0.6
+    flat = flat_areas(images, size=5)
+    assert flat.shape == (1, 1, 12, 12)
+    assert flat[0, 0].all(dim=0).tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    assert flat_areas(images, tolerance=0.2).all()
+
+
+def test_flat_weighs_errors_in_fills_alone():
+    """The loss with the term less the loss without: the summed error inside of fills, for each value of the images."""
+    torch.manual_seed(0)
+    vae, images = new_vae(4, (1, 1, 1, 1), (1, 1, 1, 1)), torch.full((2, 3, 16, 16), 0.25)
+    images[1] = torch.rand(3, 16, 16)
+    batch = {"images": images, "noise": torch.zeros(2, 4, 2, 2), "noise_level": torch.zeros(2, 1, 1, 1)}
+    with torch.no_grad():
+        plain, weighted = (
+            VAEObjective(vae, None, {"weights": {"flat": flat}})(batch)[0].double() for flat in (0.0, 2.0)
+        )
+        error = (vae.decode(vae.encode(images * 2 - 1).latents).sample / 2 + 0.5 - images).abs()
+    torch.testing.assert_close(weighted - plain, 2 * error[0].double().sum() / images.numel(), rtol=1e-4, atol=1e-6)
