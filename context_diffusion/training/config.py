@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
         **dict.fromkeys(("latent_channels", "encoder_blocks", "decoder_blocks", "crop", "transformed", "noise")),
         **dict.fromkeys(("start_from", "train_encoder")),
         "feature_weights": None,
-        "weights": ("l2", "gradient", "features"),
+        "weights": ("l2", "gradient", "features", "flat"),
     },
     "clip": dict.fromkeys(
         (
