@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The parser of every subcommand. Nothing heavy is imported."""
-    from . import data, evaluate, generate, info, train
+    from . import average, data, evaluate, generate, info, train
 
     parser = Parser(
         prog="context-diffusion",
@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"context-diffusion {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (generate, info, train, data, evaluate):
+    for module in (generate, info, train, average, data, evaluate):
         module.add_command(commands)
     return parser
 
