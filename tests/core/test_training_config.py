@@ -150,7 +150,8 @@ def test_without_icons_the_model_is_the_same():
     folder = Path(__file__).parents[2] / "configs"
     whole, emoji = load_config(folder / "emoji-128" / "3-diffusion.toml"), load_config(folder / "emoji-only.toml")
     assert {name for name, value in vars(emoji).items() if vars(whole)[name] != value} == {"batch_size", "settings"}
-    drawn = {"repeats", "members", "largest_k", "pool_groups", "icons", "icon_share", "text_dropout", "shares"}
+    drawn = {"repeats", "members", "largest_k", "related", "shares"}
+    drawn |= {"pool_groups", "icons", "icon_share", "text_dropout"}
     assert {name for name, value in emoji.settings.items() if whole.settings[name] != value} == drawn
     assert whole.settings["icons"] and not emoji.settings["icons"]
 
