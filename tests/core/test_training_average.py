@@ -22,8 +22,10 @@ def relatives(count):
 
 def test_the_average_weighs_every_part_but_the_autoencoder():
     models = relatives(3)
-    before = [{name: dict(part.state_dict()) for name, part in present_parts(model).items()} for model in models]
-    before = [{n: {k: v.clone() for k, v in s.items()} for n, s in parts.items()} for parts in before]
+    before = [
+        {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()}
+        for parts in map(present_parts, models)
+    ]
     mean = average_models(models, [2, 1, 1])
     for name, part in present_parts(mean).items():
         for key, value in part.state_dict().items():
