@@ -25,6 +25,16 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def pipe(checkpoint):
+    """The pipeline that `generate` should be no different from."""
+    from context_diffusion.pipeline import ContextDiffusionPipeline
+
+    pipe = ContextDiffusionPipeline.from_single_file(checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch, capsys):
     """Call `generate` in an empty folder; gives (exit code, stdout, stderr)."""

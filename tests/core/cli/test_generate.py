@@ -60,23 +60,65 @@ def test_more_images_than_go_in_one_batch(run, tmp_path, monkeypatch):
         assert np.abs(difference).max() <= 1
 
 
-def test_inputs_change_the_image(run, pictures, tmp_path):
-    common = ["--context", pictures / "a.png", "--query", pictures / "b.png", "--prompt", "moon"]
-    run(*common, "--out", "base.png")
-    for name, words in {
-        "context": ["--context", pictures / "c.png"],
-        "fit": ["--query", pictures / "c.png", "--fit", "pad"],
-        "map": ["--map", "softedge"],
-        "prompt": ["--prompt", "camping, line art"],
-        "negative": ["--negative-prompt", "tent"],
-        "strength": ["--layout-strength", "0"],
-        "end": ["--layout-end", "0.5"],
-        "text": ["--text-guidance", "1"],
-        "seed": ["--seed", "1"],
-    }.items():
-        code, _, err = run(*common, *words, "--out", f"{name}.png")
-        assert code == 0, err
-        assert np.abs(pixels(tmp_path / f"{name}.png") - pixels(tmp_path / "base.png")).max() > 0, name
+OPTIONS = {
+    "map": (["--map", "softedge"], {"map_name": "softedge"}),
+    "prompt": (["--prompt", "camping, line art"], {"prompt": "camping, line art"}),
+    "negative": (["--negative-prompt", "tent"], {"negative_prompt": "tent"}),
+    "strength": (["--layout-strength", "0.3"], {"layout_strength": 0.3}),
+    "start": (["--layout-start", "0.5"], {"layout_start": 0.5}),
+    "end": (["--layout-end", "0.5"], {"layout_end": 0.5}),
+    "guidance": (
+        ["--text-guidance", "4", "--context-guidance", "2"],
+        {"text_guidance": 4.0, "context_guidance": 2.0},
+    ),
+    "weights": (["--context-weights", "1", "0.2"], {"context_weights": [1.0, 0.2]}),
+    "aggregation": (["--aggregation", "sum"], {"aggregation": "sum"}),
+    "size": (["--height", "48", "--width", "64"], {"height": 48, "width": 64}),
+    "seed": (["--seed", "1"], {"generator": [1]}),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_does_what_the_pipeline_does_with_it(run, pipe, pictures, tmp_path, option):
+    """Against the pipeline called from Python, and the option is not without effect."""
+    from context_diffusion.images import load_image_as_tensor
+
+    words, arguments = OPTIONS[option]
+    context = [pictures / "a.png", pictures / "c.png"]
+    common = ["--context", *context, "--query", pictures / "b.png", "--map", "canny", "--prompt", "moon"]
+    code, _, err = run(*common, *words, "--out", "with.png")
+    assert (code, err) == (0, "")
+    given = {"prompt": "moon", "map_name": "canny", "generator": [0], "height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    given.update(arguments)
+    given["generator"] = [torch.Generator().manual_seed(seed) for seed in given["generator"]]
+    image = pipe(
+        context_images=[load_image_as_tensor(path) for path in context],
+        query_image=load_image_as_tensor(pictures / "b.png", (given["height"], given["width"])),
+        num_inference_steps=2,
+        **given,
+    ).images[0]
+    with_it = pixels(tmp_path / "with.png")
+    assert np.array_equal(with_it, np.asarray(image))
+    run(*common, "--out", "without.png")
+    assert not np.array_equal(with_it, pixels(tmp_path / "without.png"))
+
+
+@pytest.mark.parametrize("left_alone", ["--query", "--context"])
+def test_another_fit_is_another_image(run, pictures, tmp_path, left_alone):
+    """Each of the two kinds of images is made to fit: the other one is a square here."""
+    wide = {"--query": "--context", "--context": "--query"}[left_alone]
+    common = [left_alone, pictures / "a.png", wide, pictures / "c.png", "--map", "canny"]
+    for fit in FITS:
+        code, _, err = run(*common, "--fit", fit, "--out", f"{fit}.png")
+        assert (code, err) == (0, "")
+    images = [pixels(tmp_path / f"{fit}.png") for fit in FITS]
+    assert all(np.abs(one - two).max() > 0 for one, two in zip(images, images[1:], strict=False))
+
+
+def test_another_context_is_another_image(run, pictures, tmp_path):
+    for name in "ac":
+        run("--context", pictures / f"{name}.png", "--prompt", "moon", "--out", f"{name}.png")
+    assert np.abs(pixels(tmp_path / "a.png") - pixels(tmp_path / "c.png")).max() > 0
 
 
 def test_same_bytes_in_another_process(run, checkpoint, pictures, tmp_path):
