@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..context_diffusion.errors import ContextDiffusionError
 from ..context_diffusion.stored import StoredModel
-from .host_weights import check_weights
+from .host_weights import check_weights, in_own_dtypes
 
 _TYPES = {
     "epsilon": comfy.model_base.ModelType.EPS,
@@ -88,11 +88,12 @@ def build_model(
     dtype, cast = _dtypes(weights, supported, device)
     model_config.set_inference_dtype(dtype, cast)
     model = model_config.get_model(weights, "")
-    check_weights(stored.path, "unet", weights, model.diffusion_model.state_dict())
+    check_weights(stored.path, "unet", weights, model.diffusion_model)
     name = "ModelPatcher" if disable_dynamic else "CoreModelPatcher"
     patcher = getattr(comfy.model_patcher, name)(model, load_device=device, offload_device=offload)
     if not comfy.model_management.is_device_cpu(offload):
         model.to(offload)
+    weights = in_own_dtypes(model.diffusion_model, weights)
     model.load_model_weights(weights, "", assign=patcher.is_dynamic())
     return patcher
 
@@ -117,8 +118,8 @@ def build_control_net(stored: StoredModel) -> comfy.controlnet.ControlNet | None
     )
     control.requires_grad_(False)
     control.eval()
-    check_weights(stored.path, "layout_encoder", weights, control.state_dict())
-    control.load_state_dict(weights)
+    check_weights(stored.path, "layout_encoder", weights, control)
+    control.load_state_dict(in_own_dtypes(control, weights))
     control.map_size = _map_size(stored.configs["unet"].get("sample_size"))
     return comfy.controlnet.ControlNet(control, load_device=device, manual_cast_dtype=cast)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..context_diffusion.errors import ContextDiffusionError
 from ..context_diffusion.stored import StoredModel
 from ..context_diffusion.tokenizer import tokenizer_from_json
-from .host_weights import check_names, check_weights, shapes_of
+from .host_weights import check_weights, shapes_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -91,7 +91,7 @@ def build_clip(stored: StoredModel, disable_dynamic: bool = False) -> comfy.sd.C
             model_options={"dtype": encoder_dtype(comfy.model_management.text_encoder_device())},
             **options,
         )
-    check_names(stored.path, "text_encoder", weights, clip.cond_stage_model.clip_l.transformer.state_dict())
+    check_weights(stored.path, "text_encoder", weights, clip.cond_stage_model.clip_l.transformer)
     return clip
 
 
@@ -113,7 +113,7 @@ def build_clip_vision(stored: StoredModel) -> comfy.clip_vision.ClipVisionModel 
         encoder.model.to(dtype)
         encoder.dtype = dtype
     weights = stored.weights["image_encoder"]
-    check_weights(stored.path, "image_encoder", weights, encoder.model.state_dict())
+    check_weights(stored.path, "image_encoder", weights, encoder.model)
     encoder.load_sd(weights)
     return encoder
 
@@ -150,7 +150,7 @@ def build_style_model(stored: StoredModel) -> comfy.sd.StyleModel:
         vision = stored.configs["image_encoder"]
         n_tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     module = ContextProjection(config["vision_width"], config["text_width"], n_tokens)
-    check_weights(stored.path, "projector", stored.weights["projector"], module.state_dict())
+    check_weights(stored.path, "projector", stored.weights["projector"], module)
     module.load_state_dict(stored.weights["projector"])
     return comfy.sd.StyleModel(module.requires_grad_(False).eval())
 

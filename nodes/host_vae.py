@@ -13,7 +13,7 @@ from torch import Tensor
 from ..context_diffusion.errors import ContextDiffusionError
 from ..context_diffusion.native_vae import native_tiny_vae_state_dict
 from ..context_diffusion.stored import StoredModel
-from .host_weights import check_names, shapes_of
+from .host_weights import check_weights, shapes_of
 
 
 class FittedLatent(comfy.latent_formats.LatentFormat):
@@ -78,7 +78,7 @@ def build_vae(stored: StoredModel) -> comfy.sd.VAE | None:
         settings = {"config": {"params": _kl_params(config)}}
     with shapes_of(stored.path, "vae"):
         vae = comfy.sd.VAE(sd=native, **settings)
-    check_names(stored.path, "vae", native, vae.first_stage_model.state_dict())
+    check_weights(stored.path, "vae", native, vae.first_stage_model)
     # Read from the weights of a tiny VAE; with a config the host takes every VAE for Stable Diffusion's.
     vae.latent_channels = config["latent_channels"]
     return vae

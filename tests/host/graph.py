@@ -33,10 +33,10 @@ class SamplingGraph(Prompt):
     people build is `context_conditionings`.
     """
 
-    def __init__(self, server: Server, batch_size: int = 1) -> None:
+    def __init__(self, server: Server, batch_size: int = 1, loader: str = "ContextDiffusionLoader") -> None:
         super().__init__()
         self.server = server
-        self.loader = self.add("ContextDiffusionLoader", model_name=MODEL_NAME)
+        self.loader = self.add(loader, model_name=MODEL_NAME)
         self.model, self.clip, self.vae, self.clip_vision, self.style_model, self.control_net = (
             self.loader[i] for i in range(6)
         )

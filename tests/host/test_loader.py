@@ -18,6 +18,7 @@ from context_diffusion.pretrained.examples import load_examples
 from tests.core.tiny import tiny_model
 
 from .events import Events
+from .graph import SamplingGraph
 from .hosts import Host
 from .native import BUNDLED
 from .prompt import NodeRef, Prompt
@@ -26,9 +27,9 @@ from .server import NodeError, PromptRejected, Server
 SOCKETS = ("model", "clip", "vae", "clip_vision", "style_model", "control_net")
 
 
-def loaded(model_name: str = BUNDLED) -> tuple[Prompt, NodeRef]:
+def loaded(model_name: str = BUNDLED, node: str = "ContextDiffusionLoader") -> tuple[Prompt, NodeRef]:
     prompt = Prompt()
-    return prompt, prompt.add("ContextDiffusionLoader", model_name=model_name)
+    return prompt, prompt.add(node, model_name=model_name)
 
 
 def made_of(server: Server, model_name: str = BUNDLED) -> dict:
@@ -86,12 +87,53 @@ def test_a_vae_that_gives_no_numbers_has_no_previews(host: Server) -> None:
     assert made_of(host, "overflow.safetensors")["preview"] == [None, None]
 
 
-def run_error(server: Server, model_name: str) -> str:
-    prompt, loader = loaded(model_name)
+def test_a_host_that_pages_weights_loads_and_samples_the_same(host: Server) -> None:
+    """DynamicVRAM, the default with NVIDIA cards: linear layers have no weights until they are loaded."""
+    latents = {}
+    for loader in ("ContextDiffusionLoader", "ProbePagedLoader"):
+        graph = SamplingGraph(host, loader=loader)
+        graph.context_conditionings()
+        latents[loader] = graph.latents(ours=graph.ours(4.0, 2.0))["ours"]
+    assert torch.equal(latents["ProbePagedLoader"], latents["ContextDiffusionLoader"])
+
+
+def test_a_host_that_pages_weights_refuses_the_same_files(host: Server) -> None:
+    """There a layer takes weights of any shape without a word."""
+    for part in PARTS_OF_THE_FILE:
+        name = f"wrong shape {part}.safetensors"
+        _with_a_wrong_shape(models_folder(host) / name, part)
+        for loader in ("ContextDiffusionLoader", "ProbePagedLoader"):
+            message = run_error(host, name, loader)
+            assert part in message and "save it again" in message and "\n" not in message
+
+
+# Those that have linear layers.
+PARTS_OF_THE_FILE = ("unet", "layout_encoder", "text_encoder", "image_encoder", "projector")
+
+
+def _with_a_wrong_shape(path: Path, part: str) -> None:
+    """A tiny model whose first linear weight of one part is a row short."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    save_checkpoint(tiny_model(), path)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name, value in tensors.items() if name.startswith(f"{part}.") and _is_linear(name, value))
+    tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, path, metadata)
+
+
+def _is_linear(name: str, value: torch.Tensor) -> bool:
+    return value.ndim == 2 and name.endswith(".weight") and "embedding" not in name
+
+
+def run_error(server: Server, model_name: str, node: str = "ContextDiffusionLoader") -> str:
+    prompt, loader = loaded(model_name, node)
     prompt.add("ProbeSave", value=loader[0])
     with pytest.raises(NodeError) as caught:
         server.run(prompt)
-    assert caught.value.node_type == "ContextDiffusionLoader"
+    assert caught.value.node_type == node
     assert caught.value.exception_type.endswith("ContextDiffusionError"), caught.value
     return caught.value.message
 
