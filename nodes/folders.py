@@ -44,10 +44,17 @@ def fingerprint(names: Iterable[str], path_of: Callable[[str], Path]) -> str:
     states = []
     for name in names:
         try:
-            path = path_of(name)
-            status = path.stat()
-            # The file's number as well: two files saved within one tick of the clock differ in it.
-            states.append(f"{path} {status.st_ino} {status.st_mtime_ns} {status.st_size}")
+            states.append(file_state(path_of(name)))
         except (OSError, ValueError):
             states.append(f"{name} missing")
     return "\n".join(states)
+
+
+def file_state(path: Path) -> str:
+    """Another text when the file is another one, or gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path} missing"
+    # The file's number as well: two files saved within one tick of the clock differ in it.
+    return f"{path} {status.st_ino} {status.st_mtime_ns} {status.st_size}"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io, ui
 
 from .category import CATEGORY
-from .folders import BUNDLED, STYLES, fingerprint
+from .folders import BUNDLED, STYLES, file_state, fingerprint
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MAX_IMAGES = 16
 # How many images go through the encoder at once: enough to keep it busy, and memory does not grow with k.
@@ -219,6 +225,27 @@ def _same_size(batches):
     return same
 
 
+class _Saved:
+    """What this process knows of a style file that it has written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.replacements, self.state = path, 0, ""
+
+    def note(self, replaced: bool) -> None:
+        """It was written, or holds the style already."""
+        self.replacements += replaced
+        self.state = file_state(self.path)
+
+    def changes(self) -> str:
+        """Another text after each replacement, and when the file is not what was written last; empty until then."""
+        state = file_state(self.path)
+        return f"{self.replacements or ''}{'' if state == self.state else state}"
+
+
+# Name -> file. As long-lived as the host's memory of results.
+_saved: dict[str, _Saved] = {}
+
+
 class ContextDiffusionSaveVisualContext(io.ComfyNode):
     """A visual context as a style file."""
 
@@ -252,6 +279,13 @@ class ContextDiffusionSaveVisualContext(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **others: object) -> str:
+        # The host may hold on to what a node gave for inputs of long ago: it must not be taken for a file that was
+        # written over since, or is gone.
+        saved = _saved if name is None else {name: _saved[name]} if name in _saved else {}
+        return "\n".join(f"{each} {file.changes()}" for each, file in saved.items() if file.changes())
+
+    @classmethod
     def execute(cls, visual_context, name, overwrite) -> io.NodeOutput:
         import folder_paths
         import torch
@@ -267,7 +301,9 @@ class ContextDiffusionSaveVisualContext(io.ComfyNode):
         tensors = {feature: value for feature, value in features.items() if isinstance(value, torch.Tensor)}
         info = dict(getattr(visual_context, "context_diffusion", {"images": len(tensors[_FEATURES[0]])}))
         info["image_sizes"] = [list(size) for size in getattr(visual_context, "image_sizes", [])]
+        replaced = os.path.exists(path)  # says no where Path.exists raises, on names too long
         written = save_style(path, tensors, info, overwrite)
+        _saved.setdefault(name, _Saved(path)).note(replaced and written)
         shown = path.relative_to(folder).as_posix()
         text = f"Saved as {shown}" if written else f"{shown} holds this style already"
         return io.NodeOutput(visual_context, ui=ui.PreviewText(text))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 import uuid
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from context_diffusion.images import load_image_as_tensor
 
 from .prompt import Link, NodeRef, Prompt
 from .server import NodeError, PromptRejected, Server
@@ -151,6 +155,27 @@ def test_images_in_half_precision(host: Server, fit: str) -> None:
     )
 
 
+def test_transparency_of_a_file_is_laid_over_white(host: Server) -> None:
+    """As the notes tell: Load Image gives the transparency away as a mask, and Join Image with Alpha takes it back."""
+    yy, xx = np.mgrid[:32, :32]
+    inside = (yy - 16) ** 2 + (xx - 16) ** 2 < 100
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[inside] = (30, 60, 90, 255)
+    pixels[8:12, 8:12, 3] = 128
+    path = host.base / "input" / "glyph.png"
+    Image.fromarray(pixels).save(path)
+    prompt = Prompt()
+    file = prompt.add("LoadImage", image=path.name)
+    joined = prompt.add("JoinImageWithAlpha", image=file[0], alpha=file[1])
+    ours = encode(prompt, clip_vision(prompt), joined[0])
+    shown = prompt.add("ContextDiffusionLayoutMap", image=joined[0], map="none")
+    found = run(host, prompt, seen=ours[1], shown=shown[0])
+    expected = load_image_as_tensor(path).movedim(0, -1)
+    assert expected[0, 0].min() == 1 and expected[16, 16].max() < 0.4
+    for name in ("seen", "shown"):
+        torch.testing.assert_close(found[name]["value"][0], expected, rtol=0, atol=1.5 / 255)
+
+
 def test_many_images_go_in_chunks(host: Server) -> None:
     prompt = Prompt()
     encoder = clip_vision(prompt, wait=1e-6)  # one that no other test has used
@@ -223,6 +248,27 @@ def test_a_file_saved_anew_is_read_anew(host: Server) -> None:
         _save(host, 17, "anew")
     second = _save(host, 17, "anew", overwrite=True)
     assert torch.equal(_load(host, "anew.safetensors"), second) and not torch.equal(first, second)
+
+
+def test_what_was_saved_before_is_saved_again(host: Server) -> None:
+    """The host may remember the first run: it must not say "saved" for a file that holds another style by now."""
+    first, second = (_save(host, seed, "back", overwrite=True) for seed in (16, 17))
+    assert torch.equal(_load(host, "back.safetensors"), second)
+    assert torch.equal(_save(host, 16, "back", overwrite=True), first)
+    assert torch.equal(_load(host, "back.safetensors"), first)
+    (host.base / "models" / "visual_context" / "back.safetensors").unlink()
+    _save(host, 16, "back", overwrite=True)
+    assert torch.equal(_load(host, "back.safetensors"), first)
+
+
+def test_nothing_runs_again_behind_a_style_that_is_still_there(host: Server) -> None:
+    prompt = Prompt()
+    ours = encode(prompt, clip_vision(prompt), image(prompt, 19))
+    settings = {"name": "still there", "overwrite": False}
+    saved = prompt.add("ContextDiffusionSaveVisualContext", settings, visual_context=ours[0])
+    prompt.add("ProbeSave", value=saved[0])
+    assert saved.id in host.run(prompt).executed
+    assert host.run(prompt).executed == set()
 
 
 def test_a_style_named_by_another_node(host: Server) -> None:
