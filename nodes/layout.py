@@ -107,7 +107,10 @@ class ContextDiffusionApplyQueryLayout(io.ComfyNode):
                     "context_only", tooltip="context_only with the layout; empty when none is connected."
                 ),
                 io.Conditioning.Output("negative", tooltip="negative with the layout."),
-                io.Image.Output("map", tooltip="The map that the layout encoder is shown."),
+                io.Image.Output(
+                    "map",
+                    tooltip="The map for the layout encoder, which sees its middle, in the proportions of the latent.",
+                ),
             ],
         )
 

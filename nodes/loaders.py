@@ -170,7 +170,10 @@ class ContextDiffusionExampleImages(io.ComfyNode):
             context = [_read_image(chosen.context[min(index, last)]) for index in range(3)]
         else:
             # A made-up image would steer the result: the node that wants one stops with this line.
-            message = f"the example {example!r} has no context images: choose another, or disconnect its context images"
+            message = (
+                f"the example {example!r} has no context images: choose another, or disconnect visual_context from "
+                "Combine Text and Visual Context"
+            )
             context = [ExecutionBlocker(message)] * 3
         if chosen.query is None:
             message = f"the example {example!r} has no query image: choose another, or leave Apply Query Layout out"

@@ -83,6 +83,8 @@ class TestTidy:
         assert len(texts) >= 2
         if any(node["type"] == "ContextDiffusionExampleImages" for node in _read(path)["nodes"]):
             assert any("Load Image" in text or "Your own style" in text for text in texts)
+            # Load Image leaves a transparent picture on black.
+            assert any("Join Image with Alpha" in text for text in texts)
 
     def test_seeds_stay_as_they_are(self, path: Path) -> None:
         values = [value for node in _read(path)["nodes"] for value in node.get("widgets_values") or []]
