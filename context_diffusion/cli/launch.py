@@ -5,11 +5,13 @@ torchrun would do, but it answers a worker's one clear line with a report of its
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -17,6 +19,9 @@ from typing import IO
 
 # How long processes get to end by themselves: after one of them failed, and after they were told to stop.
 _GRACE = 10.0
+
+# In the environment of the processes: their standard input ends when this one goes, whatever way.
+_HELD_BY_STDIN = "CONTEXT_DIFFUSION_HELD_BY_STDIN"
 
 
 def launch(command: Sequence[str], processes: int, environment: dict[str, str]) -> int:
@@ -43,13 +48,15 @@ def launch(command: Sequence[str], processes: int, environment: dict[str, str]) 
     try:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
         for rank in range(processes):
-            variables = dict(environment)
+            variables = {**environment, _HELD_BY_STDIN: "1"}
             if processes > 1:
                 variables |= {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             speech = None if rank == 0 else tempfile.TemporaryFile()
             speeches.append(speech)
             # In a session of its own a process does not get the terminal's Ctrl-C: it is stopped from here.
-            workers.append(subprocess.Popen(command, env=variables, stderr=speech, start_new_session=True))
+            workers.append(
+                subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stderr=speech, start_new_session=True)
+            )
         failed = _wait(workers)
         if failed is None:
             return 0
@@ -65,9 +72,25 @@ def launch(command: Sequence[str], processes: int, environment: dict[str, str]) 
         _stop(workers)
         for name, handler in handlers.items():
             signal.signal(name, handler)
-        for speech in speeches:
-            if speech is not None:
-                speech.close()
+        for pipe in (*speeches, *(worker.stdin for worker in workers)):
+            if pipe is not None:
+                pipe.close()
+
+
+def end_with_launcher() -> None:
+    """To be called in a process that `launch` started: it then ends when the launcher has gone, even killed.
+
+    Otherwise it would train on with nobody left to stop it. Elsewhere nothing happens.
+    """
+
+    def wait() -> None:
+        # Unbuffered: a thread that waits in a buffered read gets in the way of the interpreter's end.
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if os.environ.get(_HELD_BY_STDIN):
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _wait(workers: list[subprocess.Popen]) -> int | None:

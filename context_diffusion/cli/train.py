@@ -16,7 +16,7 @@ Watch it with `tensorboard --logdir OUT/logs`; grids of samples are in OUT/sampl
 """
 
 # Options that replace values of the config and are passed on to every process.
-_PASSED_ON = ("steps", "out", "data", "seed", "threads", "precision", "stop_after")
+_PASSED_ON = ("steps", "out", "data", "seed", "processes", "threads", "precision", "stop_after")
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -30,7 +30,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.toml", help="such as configs/emoji-128/1-vae.toml")
-    parser.add_argument("--processes", type=whole_number(1), metavar="N", help="processes that average their gradients")
+    parser.add_argument(
+        "--processes",
+        type=whole_number(1),
+        metavar="N",
+        help="batches a step, one a process where there are CPUs or GPUs for it; their gradients are averaged",
+    )
     parser.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads of each process")
     parser.add_argument(
         "--precision",
@@ -54,10 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
             # Found out here, where it is one line, and not in every process.
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     from ..training.config import load_config
+    from ..training.placement import started_processes
     from .launch import launch
     from .outputs import check_writable
 
-    overrides = {name: getattr(arguments, name) for name in (*_PASSED_ON, "processes") if name != "stop_after"}
+    overrides = {name: getattr(arguments, name) for name in _PASSED_ON if name != "stop_after"}
     config = load_config(arguments.config, overrides)
     check_writable(Path(config.out) / "state.safetensors")
     command = [sys.executable, "-m", "context_diffusion.training", str(arguments.config)]
@@ -65,15 +71,16 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
-    return launch(command, config.processes, _environment(config.processes, config.threads))
+    processes = started_processes(config.processes)
+    return launch(command, processes, _environment(processes, config.threads))
 
 
 def _environment(processes: int, threads: int) -> dict[str, str]:
     """Environment variables for the training processes, beside those that are set."""
-    import torch
+    from ..training.placement import accelerator_count
 
     variables = {"OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // processes))}
-    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    if not accelerator_count():
         variables["ACCELERATE_USE_CPU"] = "true"
         if sys.platform == "linux":
             # Large temporary buffers would else go back to the system and be faulted in anew at each step.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import cached_property
 from pathlib import Path
 
@@ -47,6 +49,12 @@ class EmojiLibrary:
         self._rows: dict[str, dict[str, int]] = {}
         for style in self.style_info:
             self._load_style(style)
+
+    @cached_property
+    def digest(self) -> str:
+        """A short name for the index: which emoji in which styles, and what is held out."""
+        index = {"size": self.size, "emoji": self.emoji, "styles": self.style_info}
+        return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def styles(self) -> list[str]:

@@ -7,6 +7,7 @@ import importlib
 import logging
 import sys
 
+from ..cli.launch import end_with_launcher
 from ..failures import report
 from .config import RunConfig, load_config
 from .loop import train
@@ -36,11 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out")
     parser.add_argument("--data")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--processes", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--precision")
     parser.add_argument("--stop-after", type=int, help="leave after this step, with the state saved")
     arguments = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    end_with_launcher()
     path, stop_after = arguments.pop("config"), arguments.pop("stop_after")
     try:
         config = load_config(path, arguments)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.captions import dominant_colors, emoji_caption
 from ..data.library import EmojiLibrary
 from ..data.transforms import sample_transform
+from ..errors import ContextDiffusionError
 from ..tokenizer import tokenizer_to_json, train_tokenizer
 from ..visual_context import clip_preprocess
 from .config import RunConfig
@@ -51,14 +52,23 @@ FAMILY_WORDS = {
 
 
 def new_clip(settings: dict, vocabulary: int, end_token: int) -> tuple[nn.Module, nn.Module]:
-    """A CLIPTextModel and a CLIPVisionModel of one width, with random weights."""
+    """A CLIPTextModel and a CLIPVisionModel of one width, with random weights.
+
+    Raises:
+        ContextDiffusionError: a width that the heads do not divide, or an image size that the patches do not.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-    width = settings.get("width", 192)
+    width, heads = settings.get("width", 192), settings.get("heads", 3)
+    if width % heads:
+        raise ContextDiffusionError(f"[clip] width is {width} and heads {heads}: give a width that heads divide")
+    size, patch = settings.get("image_size", 128), settings.get("patch_size", 16)
+    if size % patch:
+        raise ContextDiffusionError(f"[clip] image_size is {size} and patch_size {patch}: give a size that it divides")
     shape = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
-        "num_attention_heads": settings.get("heads", 3),
+        "num_attention_heads": heads,
         "projection_dim": width,
         "hidden_act": "quick_gelu",
     }
@@ -72,8 +82,8 @@ def new_clip(settings: dict, vocabulary: int, end_token: int) -> tuple[nn.Module
         **shape,
     )
     vision = CLIPVisionConfig(
-        image_size=settings.get("image_size", 128),
-        patch_size=settings.get("patch_size", 16),
+        image_size=size,
+        patch_size=patch,
         num_hidden_layers=settings.get("vision_layers", 4),
         **shape,
     )
@@ -118,13 +128,13 @@ class CLIPObjective(nn.Module):
     def forward(self, batch: dict) -> tuple[Tensor, dict]:
         # The last hidden state is the first end token's, which has seen the whole caption.
         states = self.text_encoder(batch["ids"]).last_hidden_state
-        text = self.text_head(states[torch.arange(len(states)), batch["ends"]])
+        text = self.text_head(states[torch.arange(len(states), device=states.device), batch["ends"]])
         tokens = self.image_encoder(pixel_values=batch["pixels"]).last_hidden_state
         # Pooled over all tokens, so that the patch tokens carry the meaning and not the class token alone.
         image = self.image_head(tokens.mean(1))
         text, image = F.normalize(text, dim=-1), F.normalize(image, dim=-1)
         logits = self.scale.clamp(max=4.6).exp() * image @ text.T
-        truth = torch.arange(len(logits))
+        truth = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
         accuracy = (logits.argmax(1) == truth).float().mean()
         return loss, {"loss": loss.detach(), "accuracy": accuracy}

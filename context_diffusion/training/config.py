@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..errors import ContextDiffusionError
+from .settings import ANYTHING, RUN_RANGES, SETTINGS, Kind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,35 +18,6 @@ else:
 
 STAGES = ("vae", "clip", "diffusion")
 PRECISIONS = ("fp32", "bf16", "bf16_matmul")
-
-# The names in each stage's own table; the stages' classes say what they mean. A name with names of its own is a
-# table, an empty tuple one that takes any names.
-SETTINGS: dict[str, dict[str, tuple[str, ...] | None]] = {
-    "vae": {
-        **dict.fromkeys(("latent_channels", "encoder_blocks", "decoder_blocks", "crop", "transformed", "noise")),
-        **dict.fromkeys(("start_from", "train_encoder")),
-        "feature_weights": None,
-        "weights": ("l2", "gradient", "features", "flat"),
-    },
-    "clip": dict.fromkeys(
-        (
-            *("width", "heads", "text_layers", "vision_layers", "patch_size", "image_size", "vocabulary"),
-            *("transformed", "text_tokens"),
-        )
-    ),
-    "diffusion": {
-        **dict.fromkeys(("vae", "clip", "start_from", "pretrained", "keep_layout", "prediction_type")),
-        **dict.fromkeys(("channels", "attention", "layout_attention", "head_channels", "sample_size")),
-        **dict.fromkeys(("repeats", "members", "largest_k", "related", "pool", "pool_seed", "pool_groups")),
-        **dict.fromkeys(("icons", "icon_share")),
-        **dict.fromkeys(("text_dropout", "context_dropout", "query_dropout", "other_query")),
-        **dict.fromkeys(("noise_mean", "noise_uniform")),
-        **dict.fromkeys(("aggregation", "cross_attention", "context_hidden_state", "null_context")),
-        **dict.fromkeys(("layout", "baseline")),
-        "shares": ("plain", "transformed", "reverse"),
-        "info": (),
-    },
-}
 
 
 @dataclass
@@ -123,19 +95,15 @@ def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:
     for name, choices in (("stage", STAGES), ("precision", PRECISIONS)):
         if run.get(name, choices[0]) not in choices:
             raise ContextDiffusionError(f"{path}: {name} is {run[name]!r}, choose one of {', '.join(choices)}")
-    for name in ("steps", "batch_size", "processes"):
-        if run.get(name, 1) < 1:
-            raise ContextDiffusionError(f"{path}: {name} is {run[name]}, it must be at least 1")
+    for name, kind in RUN_RANGES.items():
+        if name in run:
+            _check_value(path, name, run[name], kind)
     unknown = set(table) - {"run", run["stage"]}
     if unknown:
         raise ContextDiffusionError(f"{path}: unknown table [{min(unknown)}]; expected [run] and [{run['stage']}]")
     stage = run["stage"]
     settings = _table(path, stage, table.get(stage, {}))
-    _check_names(path, stage, settings, SETTINGS[stage])
-    for name, names in SETTINGS[stage].items():
-        if names is not None and name in settings:
-            inner = _table(path, f"{stage}.{name}", settings[name])
-            _check_names(path, f"{stage}.{name}", inner, names or inner)
+    _check_settings(path, stage, settings, SETTINGS[stage])
     return RunConfig(**run, settings=settings)
 
 
@@ -164,6 +132,24 @@ def _on_top(below: dict, above: dict) -> dict:
         both = isinstance(value, dict) and isinstance(below.get(name), dict)
         joined[name] = _on_top(below[name], value) if both else value
     return joined
+
+
+def _check_settings(path: Path, table: str, found: dict, known: Mapping[str, Kind | dict[str, Kind]]) -> None:
+    """Names and values of a stage's table, and of the tables in it."""
+    _check_names(path, table, found, known)
+    for name, value in found.items():
+        kind = known[name]
+        if isinstance(kind, Kind):
+            _check_value(path, f"[{table}] {name}", value, kind)
+        else:
+            inner = _table(path, f"{table}.{name}", value)
+            if kind is not ANYTHING:
+                _check_settings(path, f"{table}.{name}", inner, kind)
+
+
+def _check_value(path: Path, name: str, value: object, kind: Kind) -> None:
+    if not kind.fits(value):
+        raise ContextDiffusionError(f"{path}: {name} is {value!r}, expected {kind.words}")
 
 
 def _table(path: Path, name: str, value: object) -> dict:

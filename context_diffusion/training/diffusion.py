@@ -93,7 +93,7 @@ class DiffusionObjective(nn.Module):
 class DiffusionStage:
     """Episodes from the pool; `batch_size` rows of the loss a process and step.
 
-    Settings of [diffusion], in the order of `config.SETTINGS`:
+    Settings of [diffusion], in the order of `settings.SETTINGS`:
 
     What it begins with: `vae` (folder of the vae stage) and `clip` (folder of the clip stage). Or `start_from`, a
     checkpoint to go on from; or `pretrained`, a checkpoint whose UNet and encoders a new model begins with, and with
@@ -144,16 +144,25 @@ class DiffusionStage:
         reads_context = settings.get("context_dropout", 0.12) < 1
         freeze_unused(model, reads_context)
         self.module = DiffusionObjective(model, reads_context).to(memory_format=torch.channels_last)
+        # What is computed with beside `module`.
+        self.frozen = (self.vae,)
         size = self.library.size // 8
+        groups, drawn = settings.get("pool_groups", 700), config.batch_size // (self.members * self.repeats)
+        if drawn > groups:
+            raise ContextDiffusionError(
+                f"[diffusion] pool_groups is {groups} and a batch is of {drawn} groups: give at least as many"
+            )
+        latents = latents_digest(self.vae)
+        self.identity = {"vae's latents": latents}
         self.pool = EpisodePool(
             Path(settings.get("pool") or Path(config.out) / "pool"),
             self.library,
-            settings.get("pool_groups", 700),
+            groups,
             settings.get("shares", {"plain": 0.45, "transformed": 0.47, "reverse": 0.08}),
             settings.get("pool_seed", config.seed),
             self._encode,
             (model.unet.config.in_channels, size, size),
-            latents_digest(self.vae),
+            latents,
             *_icons(settings, self.library.size),
         )
 
@@ -163,7 +172,8 @@ class DiffusionStage:
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        return encode_images(self.vae, images)
+        parameter = next(self.vae.parameters())
+        return encode_images(self.vae, images.to(parameter)).cpu()
 
     def batch(self, step: int, rank: int, world: int) -> dict:
         rng = np.random.default_rng(batch_seed(self.config.seed, step, rank))
@@ -237,8 +247,13 @@ class DiffusionStage:
             variant=model.variant,
         )
 
-    def sample(self) -> Tensor:
-        """Held-out emoji, plain and in held-out style transforms, under right, wrong and no context."""
+    def sample(self) -> Tensor | None:
+        """Held-out emoji, plain and in held-out style transforms, under right, wrong and no context.
+
+        None for a model that predicts noise or v: only the pipeline samples those.
+        """
+        if self.module.model.schedule["prediction_type"] != "flow":
+            return None
         return preview_grid(self._whole(), self.library)
 
     def finish(self, out: Path) -> None:

@@ -6,8 +6,9 @@ import logging
 import math
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,13 @@ from tqdm import tqdm
 
 from ..precision import multiply_in_bf16
 from .config import RunConfig
+from .lock import only_run
 from .optimizer import MuonAdamW
-from .state import load_state, save_state
+from .placement import accelerator_count, to_device
+from .state import identity, load_state, save_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +31,14 @@ class Stage(Protocol):
     """What a stage brings to the loop.
 
     Attributes:
-        module: everything that is trained, or needed to compute the loss, as one module; its forward takes a batch
-            from `batch` and returns (loss, numbers to log).
+        module: everything that is trained as one module; its forward takes a batch from `batch` and returns
+            (loss, numbers to log).
     """
 
     module: nn.Module
 
     def batch(self, step: int, rank: int, world: int) -> dict:
-        """The batch of one step and process: a function of its arguments alone, so that a resumed run repeats it."""
+        """One of the `world` batches of a step: a function of its arguments alone, so that a resumed run repeats it."""
 
     def sample(self) -> Tensor | None:
         """A grid of the present weights' results, (3, H, W) in [0, 1]."""
@@ -40,7 +46,9 @@ class Stage(Protocol):
     def finish(self, out: Path) -> None:
         """Write the stage's result from the present (averaged) weights."""
 
-    # A stage may also have `prepare(rank, world)`: work to share out among the processes before the first step.
+    # A stage may also have `prepare(rank, world)`: work to share out among the processes before the first step;
+    # `frozen`: modules beside `module` that it computes with, for the loop to move; and `identity`: what else than
+    # its settings makes it another run, name -> value.
 
 
 def batch_seed(seed: int, step: int, rank: int, stream: int = 0) -> int:
@@ -66,6 +74,10 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
 
     Returns:
         The run's folder.
+
+    Raises:
+        ContextDiffusionError: another run is at work in the folder, or its saved state is damaged or was made with
+            other settings.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
@@ -76,15 +88,28 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     precision = "bf16" if config.precision == "bf16" else "no"
     # Left to itself accelerate takes the processes of a machine without an accelerator for runs of one process each.
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, kwargs_handlers=[ddp])
-    rank, world = accelerator.process_index, accelerator.num_processes
-    _pin(rank, world, config.threads)
+    accelerator = Accelerator(cpu=accelerator_count() == 0, mixed_precision=precision, kwargs_handlers=[ddp])
     out = Path(config.out)
+    with only_run(out) if accelerator.is_main_process else nullcontext():
+        _run(config, stage, accelerator, out, min(config.steps, stop_after or config.steps))
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return out
+
+
+def _run(config: RunConfig, stage: Stage, accelerator: Accelerator, out: Path, last: int) -> None:
+    """Train up to the step `last`, in one of the run's processes."""
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    # A process that stands for several has their batches one after another.
+    batches = max(config.processes, world)
+    own = range(rank, batches, world)
+    _pin(rank, world, config.threads)
+    for frozen in getattr(stage, "frozen", ()):
+        frozen.to(device)
     if hasattr(stage, "prepare"):
         stage.prepare(rank, world)
         accelerator.wait_for_everyone()
-    module = stage.module.to(accelerator.device)
+    module = stage.module.to(device)
     multiply = torch.float32
     if config.precision == "bf16_matmul":
         multiply = torch.bfloat16
@@ -93,9 +118,12 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
     ema = {name: value.detach().clone() for name, value in trained.items()}
     optimizer = MuonAdamW(trained.items(), lr=config.learning_rate, weight_decay=config.weight_decay, dtype=multiply)
     state_file = out / "state.safetensors"
-    first = load_state(state_file, module, ema, optimizer) if state_file.exists() else 0
+    made_with = identity(config, getattr(stage, "identity", {}))
+    first = 0
+    if state_file.exists():
+        first = load_state(state_file, module, ema, optimizer, made_with)
+        logger.info("goes on after step %d" if first < last else "step %d is already done", first)
     wrapped = accelerator.prepare(module) if world > 1 else module
-    last = min(config.steps, stop_after or config.steps)
     writer = _writer(out) if accelerator.is_main_process else None
     bar = tqdm(
         initial=first, total=config.steps, desc=config.stage, unit="step", smoothing=0.05,
@@ -105,9 +133,10 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
     for step in range(first, last):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        with accelerator.autocast():
-            loss, numbers = wrapped(stage.batch(step, rank, world))
-        accelerator.backward(loss)
+        for number in own:
+            with accelerator.autocast():
+                loss, numbers = wrapped(to_device(stage.batch(step, number, batches), device))
+            accelerator.backward(loss / len(own))
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.grad_clip)
         if torch.isfinite(norm):
             optimizer.step()
@@ -119,7 +148,7 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
         decay = min(config.ema_decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(ema.values()), [value.detach() for value in trained.values()], 1 - decay)
         bar.update()
-        seen += config.batch_size * world
+        seen += config.batch_size * batches
         done = step + 1
         if writer and config.log_every and done % config.log_every == 0:
             rate = seen / (time.monotonic() - started)
@@ -129,22 +158,19 @@ def train(config: RunConfig, stage: Stage, stop_after: int | None = None) -> Pat
                 writer.add_scalar(name, value, done)
             logger.info("step %d %s images/s %.1f", done, {n: round(v, 4) for n, v in shown.items()}, rate)
         if accelerator.is_main_process:
+            if done == last or (config.save_every and done % config.save_every == 0):
+                save_state(state_file, module, ema, optimizer, done, made_with)
             if config.sample_every and done % config.sample_every == 0:
                 _sample(stage, trained, ema, out, done)
-            if done == last or (config.save_every and done % config.save_every == 0):
-                save_state(state_file, module, ema, optimizer, done)
     bar.close()
     if accelerator.is_main_process and last == config.steps:
         with _averaged(trained, ema):
             stage.finish(out)
-    accelerator.wait_for_everyone()
     if writer:
         writer.close()
     # The averaging wrapper holds on to the process group: freed after the group, its threads can abort the process.
     del wrapped
     accelerator.free_memory()
-    accelerator.end_training()
-    return out
 
 
 def _pin(rank: int, world: int, threads: int) -> None:

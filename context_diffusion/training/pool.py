@@ -74,8 +74,7 @@ class EpisodePool:
         }
         folder.mkdir(parents=True, exist_ok=True)
         made_with = {"seed": seed, "shares": shares, "encoder": encoder, "transforms": list(TRAIN_FAMILIES)}
-        if self.icon_share:
-            made_with["icon_share"] = self.icon_share
+        made_with |= {"data": library.digest, "icons": icons.digest if icons else "", "icon_share": self.icon_share}
         _check_settings(folder / "settings.json", made_with)
         self.arrays = {
             name: _open(folder / f"{name}.npy", (groups, GROUP_SIZE, *shape), dtype)
@@ -124,6 +123,9 @@ def _check_settings(path: Path, settings: dict) -> None:
         with write_atomically(path) as scratch:
             scratch.write_text(json.dumps(settings, indent=1))
     found = json.loads(path.read_text())
+    # Pools from before these were written: of the data nothing is known, and no share was none.
+    older = {"data": settings["data"], "icons": settings["icons"], "icon_share": 0.0}
+    found = {**older, **found}
     changed = [name for name in settings if found.get(name) != settings[name]]
     if changed:
         raise ContextDiffusionError(

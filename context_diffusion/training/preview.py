@@ -53,5 +53,5 @@ def preview_grid(model: ContextDiffusion, library: EmojiLibrary, steps: int = 12
         for context, prompts in ((right, cases["captions"]), (right, None), (wrong, None), (None, cases["captions"]))
     ]
     model.train(training)
-    columns = [query, *right.unbind(1), cases["targets"], *made]
+    columns = [query, *right.unbind(1), cases["targets"], *(images.cpu() for images in made)]
     return torch.cat([torch.cat(list(column), dim=-2) for column in columns], dim=-1)

@@ -40,13 +40,23 @@ def first_model(settings: dict) -> ContextDiffusion:
     elif settings.get("pretrained"):
         model = _around_pretrained(settings)
     else:
-        vae = load_vae(settings.get("vae", ""))
-        model = new_model(settings, vae.config.latent_channels, Path(settings.get("clip", "")))
+        vae = load_vae(_stage_folder("vae", settings.get("vae")))
+        model = new_model(settings, vae.config.latent_channels, _stage_folder("clip", settings.get("clip")))
         model.vae = vae
         return model
     if settings.get("vae"):
         model.vae = load_vae(settings["vae"])
     return model
+
+
+def _stage_folder(name: str, folder: str | None) -> Path:
+    """Where an earlier stage wrote what a new model is made of."""
+    if not folder:
+        raise ContextDiffusionError(
+            f"[diffusion] {name} is not given: name the folder of the {name} stage's run, or begin with a checkpoint "
+            "by start_from or pretrained"
+        )
+    return Path(folder)
 
 
 def _continued(settings: dict) -> ContextDiffusion:
@@ -59,12 +69,27 @@ def _continued(settings: dict) -> ContextDiffusion:
 
 
 def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> nn.Module:
-    """A UNet of ComfyUI's limits: one layer a block, groups of 32, heads of one width."""
+    """A UNet of ComfyUI's limits: one layer a block, groups of 32, heads of one width.
+
+    Raises:
+        ContextDiffusionError: channels that groups or heads do not divide, or another number of attentions.
+    """
     from diffusers import UNet2DConditionModel
 
     channels = tuple(settings.get("channels", (64, 128, 128)))
     head_channels = settings.get("head_channels", 32)
-    down, up = block_types(settings.get("attention", (False, True, True)))
+    attention = settings.get("attention", (False, True, True))
+    if any(width % 32 or width % head_channels for width in channels):
+        raise ContextDiffusionError(
+            f"[diffusion] channels is {list(channels)} with head_channels {head_channels}: give multiples of 32, the "
+            "UNet's groups, and of head_channels"
+        )
+    if len(attention) != len(channels):
+        raise ContextDiffusionError(
+            f"[diffusion] attention is {list(attention)} and channels {list(channels)}: give both one entry a "
+            "resolution"
+        )
+    down, up = block_types(attention)
     return UNet2DConditionModel(
         sample_size=settings.get("sample_size", 16),
         in_channels=latent_channels,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,19 +22,35 @@ from .loop import batch_seed
 
 logger = logging.getLogger(__name__)
 
+# Below it SqueezeNet's poolings have nothing left to pool.
+SMALLEST_CROP = 24
+
 
 def load_vae(folder: str | Path) -> nn.Module:
     """The `vae/` folder that a run of this stage wrote.
 
     Raises:
-        ContextDiffusionError: the folder holds no such autoencoder.
+        ContextDiffusionError: the folder holds no such autoencoder, another kind of one, or a damaged one.
     """
     from diffusers import AutoencoderTiny
 
+    path = Path(folder) / "vae"
+    if not (path / "config.json").is_file():
+        raise ContextDiffusionError(f"{folder} has no vae/ folder of the vae stage: run that stage first")
+    damaged = f"{path} is damaged: run the vae stage again, or name another folder"
     try:
-        return AutoencoderTiny.from_pretrained(Path(folder) / "vae", local_files_only=True)
-    except (OSError, KeyError) as error:
-        raise ContextDiffusionError(f"{folder} has no vae/ folder of the vae stage: run that stage first") from error
+        kind = json.loads((path / "config.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ContextDiffusionError(damaged) from error
+    if kind != AutoencoderTiny.__name__:
+        raise ContextDiffusionError(
+            f"{path} holds an {kind} and the vae stage writes an {AutoencoderTiny.__name__}: name the folder of a run "
+            "of that stage"
+        )
+    try:
+        return AutoencoderTiny.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ContextDiffusionError(f"{damaged} ({' '.join(str(error).split())[:200]})") from error
 
 
 def new_vae(latent_channels: int, encoder_blocks: tuple[int, ...], decoder_blocks: tuple[int, ...]) -> nn.Module:
@@ -78,7 +96,7 @@ class VAEObjective(nn.Module):
     def __init__(self, vae: nn.Module, features: nn.Module | None, settings: dict) -> None:
         super().__init__()
         self.vae = vae
-        # In a list: frozen features are no part of the module's state.
+        # In a list: frozen features are no part of the module's state. The stage's `frozen` moves them.
         self.features = [features]
         self.weights = {"l2": 1.0, "gradient": 1.0, "features": 0.1, "flat": 0.0, **settings.get("weights", {})}
         self.noise = settings.get("noise", 0.2)
@@ -124,11 +142,19 @@ class VAEStage:
         if self.crop % 8 or not 8 <= self.crop <= self.library.size:
             raise ContextDiffusionError(f"[vae] crop is {self.crop}: give a multiple of 8 up to {self.library.size}")
         features = None
+        # What is computed with beside `module`.
+        self.frozen: tuple[nn.Module, ...] = ()
         if settings.get("feature_weights"):
             from ..features import load_squeezenet
 
+            if self.crop < SMALLEST_CROP:
+                raise ContextDiffusionError(
+                    f"[vae] crop is {self.crop}, which is too small for feature_weights' network: give {SMALLEST_CROP} "
+                    "or more, or leave feature_weights out"
+                )
             features = load_squeezenet(Path(settings["feature_weights"]).expanduser())
             features.to(memory_format=torch.channels_last)
+            self.frozen = (features,)
         if settings.get("start_from"):
             vae = load_vae(settings["start_from"])
             vae = with_blocks(
@@ -185,7 +211,8 @@ class VAEStage:
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         vae = self.module.vae
-        decoded = [vae.decode(vae.encode(part * 2 - 1).latents).sample for part in images.split(16)]
+        parts = images.to(next(vae.parameters())).split(16)
+        decoded = [vae.decode(vae.encode(part * 2 - 1).latents).sample.cpu() for part in parts]
         return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
 
     def psnr(self, count: int = 8) -> float:
@@ -210,7 +237,8 @@ class VAEStage:
             images = torch.cat(
                 [self.library.batch(style, self.library.train_keys[style][::40]) for style in self.library.train_styles]
             )
-            latents = torch.cat([vae.encode(part * 2 - 1).latents for part in images.split(16)])
+            parts = images.to(next(vae.parameters())).split(16)
+            latents = torch.cat([vae.encode(part * 2 - 1).latents for part in parts])
             vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
         vae.save_pretrained(out / "vae")
         (out / "figures.txt").write_text(f"held-out PSNR, training styles: {self.psnr(24):.2f} dB\n")

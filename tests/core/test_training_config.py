@@ -7,7 +7,8 @@ import pytest
 
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training import config as config_module
-from context_diffusion.training.config import SETTINGS, STAGES, load_config
+from context_diffusion.training.config import STAGES, load_config
+from context_diffusion.training.settings import SETTINGS
 
 GOOD = """
 [run]
@@ -51,13 +52,25 @@ def test_overrides_replace_and_none_leaves(write):
     "old, new, names",
     [
         ("steps = 10", "", ["lacks", "steps"]),
-        ("steps = 10", "steps = 0", ["steps is 0", "at least 1"]),
+        ("steps = 10", "steps = 0", ["steps is 0", "from 1 up"]),
         ("steps = 10", "steps = 1.5", ["steps", "1.5", "int"]),
         ("steps = 10", "steps = true", ["steps", "True", "int"]),
         ("steps = 10", "steps = 10\nprocesses = 0", ["processes is 0"]),
         ("batch_size = 4", 'batch_size = "4"', ["batch_size", "'4'", "int"]),
         ("learning_rate = 1", 'learning_rate = "fast"', ["learning_rate", "'fast'", "float"]),
         ("learning_rate = 1", "learning_rate = 1\nlearning_rte = 2", ["'learning_rte'", "learning_rate"]),
+        ("steps = 10", "steps = 10\nseed = -1", ["seed is -1", "from 0 up"]),
+        ("steps = 10", "steps = 10\nema_decay = 1.5", ["ema_decay is 1.5", "0 to 1"]),
+        ("crop = 64", 'crop = "64"', ["[vae] crop is '64'", "a whole number from 8"]),
+        ("crop = 64", "crop = 64.0", ["[vae] crop is 64.0", "a whole number"]),
+        ("crop = 64", "crop = true", ["[vae] crop is True", "a whole number"]),
+        ("crop = 64", "decoder_blocks = 3", ["[vae] decoder_blocks is 3", "a list of 4 entries"]),
+        ("crop = 64", "decoder_blocks = [3, 3, 3]", ["[vae] decoder_blocks is [3, 3, 3]", "4 entries"]),
+        ("crop = 64", "decoder_blocks = [3, 3, 3, 0]", ["[vae] decoder_blocks", "whole number from 1"]),
+        ("crop = 64", "transformed = 2", ["[vae] transformed is 2", "a number from 0 to 1"]),
+        ("crop = 64", "train_encoder = 0", ["[vae] train_encoder is 0", "true or false"]),
+        ("crop = 64", "start_from = 3", ["[vae] start_from is 3", "text"]),
+        ("l2 = 2.0", 'flat = "3"', ["[vae.weights] flat is '3'", "a number from 0"]),
         ("crop = 64", "corp = 64", ["[vae]", "'corp'", "nearest is 'crop'"]),
         ("l2 = 2.0", "gradients = 2.0", ["[vae.weights]", "'gradients'", "nearest is 'gradient'"]),
         ("[vae.weights]\nl2 = 2.0", "weights = 2.0", ["vae.weights is 2.0", "[vae.weights]"]),
@@ -226,3 +239,9 @@ def test_the_text_to_image_model_is_the_bundled_ones_without_layout_and_context(
     assert differing(run_values(base), run_values(bundled)) <= BUDGET
     assert differing(base.settings, bundled.settings) == NAMES | {"layout", "text_dropout", "context_dropout"}
     assert (base.settings["layout"], base.settings["context_dropout"]) == ("none", 1.0)
+
+
+def test_every_config_of_the_project_is_in_order():
+    """Names and values alike: the checks must not refuse what the documents tell to run."""
+    for path in sorted((Path(__file__).parents[2] / "configs").rglob("*.toml")):
+        load_config(path)

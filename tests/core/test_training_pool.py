@@ -1,5 +1,7 @@
 """The pool of episodes: the same whoever fills it, and only for the settings and latents it was made with."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +94,35 @@ def test_a_pool_is_for_latents_and_not_for_a_decoder(tmp_path):
     with torch.no_grad():
         vae.encoder.layers[0].weight.add_(1)
     assert len({before, rescaled, latents_digest(vae)}) == 3
+
+
+def test_a_pool_with_icons_is_none_without(data, library, tmp_path):
+    """Either way round; and one from before the data set was noted is taken as it was."""
+    icons = EmojiLibrary(write_tiny_data(tmp_path / "icons"))
+
+    def make(folder, *more):
+        return EpisodePool(
+            folder, library, 2, {"plain": 1.0}, 0, lambda images: images[:, :, ::8, ::8], (3, 8, 8), "a", *more
+        )
+
+    make(tmp_path / "with", icons, 0.3)
+    with pytest.raises(ContextDiffusionError, match="icons and icon_share"):
+        make(tmp_path / "with")
+    make(tmp_path / "without")
+    with pytest.raises(ContextDiffusionError, match="icons and icon_share"):
+        make(tmp_path / "without", icons, 0.3)
+    settings = tmp_path / "without" / "settings.json"
+    old = json.loads(settings.read_text())
+    settings.write_text(json.dumps({name: old[name] for name in ("seed", "shares", "encoder", "transforms")}))
+    make(tmp_path / "without")
+
+
+def test_a_pool_of_other_data_is_refused(library, tmp_path):
+    make_pool(tmp_path / "pool", library)
+    folder = write_tiny_data(tmp_path / "data")
+    index = json.loads((folder / "index.json").read_text())
+    for entry in index["emoji"].values():
+        entry["heldout"] = not entry["heldout"]
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ContextDiffusionError, match="another data"):
+        make_pool(tmp_path / "pool", EmojiLibrary(folder))

@@ -1,5 +1,6 @@
 """Stage `vae`: going on from an earlier autoencoder, with its decoder alone."""
 
+import json
 import logging
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.features import SqueezeNetFeatures
 from context_diffusion.training.blocks import with_blocks
 from context_diffusion.training.loop import train
-from context_diffusion.training.vae import VAEObjective, VAEStage, flat_areas, load_vae, new_vae
+from context_diffusion.training.vae import SMALLEST_CROP, VAEObjective, VAEStage, flat_areas, load_vae, new_vae
 
 from .tiny_data import vae_config, write_tiny_data
 
@@ -105,3 +107,58 @@ def test_flat_weighs_errors_in_fills_alone():
         )
         error = (vae.decode(vae.encode(images * 2 - 1).latents).sample / 2 + 0.5 - images).abs()
     torch.testing.assert_close(weighted - plain, 2 * error[0].double().sum() / images.numel(), rtol=1e-4, atol=1e-6)
+
+
+def _no_vae(folder):
+    pass
+
+
+def _another_kind(folder):
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(block_out_channels=(32,)).save_pretrained(folder / "vae")
+
+
+def _broken_config(folder):
+    new_vae(4, (1, 1, 1, 1), (1, 1, 1, 1)).save_pretrained(folder / "vae")
+    (folder / "vae" / "config.json").write_text("{")
+
+
+def _cut_weights(folder):
+    new_vae(4, (1, 1, 1, 1), (1, 1, 1, 1)).save_pretrained(folder / "vae")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+
+
+def _other_weights(folder):
+    new_vae(4, (1, 1, 1, 1), (1, 1, 1, 1)).save_pretrained(folder / "vae")
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps({**config, "latent_channels": 8}))
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (_no_vae, ["no vae/ folder", "run that stage first"]),
+        (_another_kind, ["AutoencoderKL", "AutoencoderTiny"]),
+        (_broken_config, ["damaged"]),
+        (_cut_weights, ["damaged"]),
+        (_other_weights, ["damaged"]),
+    ],
+)
+def test_a_folder_that_is_no_run_of_the_stage(tmp_path, write, words):
+    write(tmp_path)
+    with pytest.raises(ContextDiffusionError) as caught:
+        load_vae(tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message and str(tmp_path) in message and all(word in message for word in words)
+
+
+def test_a_crop_that_the_features_cannot_take(data, tmp_path):
+    config = vae_config(data, tmp_path)
+    config.settings.update(crop=16, feature_weights="any.safetensors")
+    with pytest.raises(ContextDiffusionError, match="crop is 16.*24"):
+        VAEStage(config)
+    # At that size they are taken: the bound is not a guess.
+    images = torch.rand(1, 3, SMALLEST_CROP, SMALLEST_CROP)
+    assert SqueezeNetFeatures().distance(images, 1 - images).isfinite().all()

@@ -127,6 +127,44 @@ def test_stopping_stops_the_processes(tmp_path, number, code):
     wait_for(lambda: not any(alive(int((tmp_path / rank).read_text())) for rank in "01"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_processes_end_when_the_launcher_is_killed(tmp_path):
+    """Otherwise they would train on, and the same command given again would write to the same state."""
+    worker = f"""
+        import os, time
+        from context_diffusion.cli.launch import end_with_launcher
+        end_with_launcher()
+        open(r"{tmp_path}/" + os.environ["RANK"], "w").write(str(os.getpid()))
+        time.sleep(600)
+    """
+    caller = (
+        f"import os; from context_diffusion.cli.launch import launch; launch({python(worker)!r}, 2, dict(os.environ))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", caller], cwd=ROOT)
+    try:
+        wait_for(lambda: all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"))
+    finally:
+        process.kill()
+    wait_for(lambda: not any(alive(int((tmp_path / rank).read_text())) for rank in "01"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batches", "processes"), [(0, 3, 3), (1, 2, 1), (2, 2, 2), (4, 2, 2), (2, 3, 1), (4, 6, 3)]
+)
+def test_no_two_processes_are_on_one_gpu(monkeypatch, tmp_path, gpus, batches, processes):
+    started = []
+    monkeypatch.setattr("context_diffusion.training.placement.accelerator_count", lambda: gpus)
+    monkeypatch.setattr("context_diffusion.cli.launch.launch", lambda *arguments: started.append(arguments) or 0)
+    config = tmp_path / "stage.toml"
+    config.write_text(CONFIG.format(data=tmp_path, out=tmp_path / "run", processes=1))
+    assert main(["train", str(config), "--processes", str(batches)]) == 0
+    ((command, count, environment),) = started
+    assert count == processes
+    # Each must know of all the batches, its own being what its rank leaves it.
+    assert command[command.index("--processes") + 1] == str(batches)
+    assert ("ACCELERATE_USE_CPU" in environment) == (gpus == 0)
+
+
 def test_what_the_processes_find_in_their_environment(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert _environment(2, 3)["OMP_NUM_THREADS"] == "3"
