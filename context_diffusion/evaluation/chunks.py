@@ -18,6 +18,7 @@ from ..files import write_atomically
 logger = logging.getLogger(__name__)
 
 _SAY_EVERY = 60.0
+_FACTS = "run.json"
 
 
 class ImageFile(Protocol):
@@ -91,17 +92,26 @@ def claim_folder(out: Path, facts: dict) -> None:
     Raises:
         ContextDiffusionError: the folder holds results of other facts.
     """
-    path = out / "run.json"
-    if path.exists():
-        held = json.loads(path.read_text())
-        if held != facts:
-            differing = ", ".join(name for name in facts if held.get(name) != facts[name])
-            raise ContextDiffusionError(
-                f"{out} holds results of another run ({differing} differ): give another folder, or empty it"
-            )
-        return
-    with write_atomically(path) as scratch:
-        scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    check_folder(out, facts)
+    if held_facts(out) is None:
+        with write_atomically(out / _FACTS) as scratch:
+            scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def check_folder(out: Path, facts: dict) -> None:
+    """As `claim_folder`, and nothing is written."""
+    held = held_facts(out)
+    if held is not None and held != facts:
+        differing = ", ".join(name for name in facts if held.get(name) != facts[name])
+        raise ContextDiffusionError(
+            f"{out} holds results of another run ({differing} differ): give another folder, or empty it"
+        )
+
+
+def held_facts(out: Path) -> dict | None:
+    """What `claim_folder` wrote down of a folder; None where it wrote nothing."""
+    path = out / _FACTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -51,11 +51,31 @@ def load_for_sampling(path: Path, precision: str) -> ContextDiffusion:
 
 
 def load_sampler(path: Path, options: argparse.Namespace) -> tuple[ContextDiffusion, FlowSampler]:
-    """A checkpoint, and what makes images of it as the options of `add_sampler` and `add_precision` say."""
+    """A checkpoint, and what makes images of it as the options of `add_sampler` and `add_precision` say.
+
+    Raises:
+        ContextDiffusionError: no checkpoint that can be read, one that lacks a part, or one that predicts no flow.
+    """
     from ..flow_sampler import FlowSampler
 
     model = load_for_sampling(path, options.precision)
+    missing = _missing_parts(model)
+    if missing:
+        flag = "--model" if path == options.model else "--against"
+        raise ContextDiffusionError(
+            f"{path} has no {', no '.join(missing)}: evaluation needs a whole model, give {flag} a checkpoint that was "
+            "saved with all its parts"
+        )
     return model, FlowSampler(model, options.steps, options.guidance, options.guidance, options.sampler)
+
+
+def _missing_parts(model: ContextDiffusion) -> list[str]:
+    """What every image of an evaluation needs and a model lacks; all are made after a query."""
+    names = {"layout_encoder": "layout encoder", "vae": "VAE", "text_encoder": "text encoder", "tokenizer": "tokenizer"}
+    if model.example_encoder is None:
+        # The Prompt Diffusion baseline reads its context as an example pair; any other needs one for no context too.
+        names["image_encoder"] = "image encoder"
+    return [name for part, name in names.items() if getattr(model, part) is None]
 
 
 def parse_shard(text: str) -> tuple[int, int]:

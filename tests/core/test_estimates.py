@@ -110,7 +110,9 @@ def test_comparisons_against_plain_arithmetic():
     found = {key: estimates(one, truth, GROUPS, "F") for key, one in measured.items()}
     values = {key: {name: one.value for name, one in figures.items()} for key, figures in found.items()}
     assert {"rmse", "kid_F", "frechet_F", "cosine", "distance", "style_accuracy"} == set(values["x", "c", 1])
-    within = {row["name"]: row["value"][0] for row in within_model(found, "x", Selection(), 0.1)}
+    within = {
+        row["name"]: row["value"][0] for row in within_model(found, measured, "x", GROUPS, Selection(), chance=0.1)
+    }
     full, wrong = values["x", "c", 3], values["x", "shuffled", 3]
     assert within["rmse c / shuffled"] == pytest.approx(full["rmse"] / wrong["rmse"])
     lost = full["style_accuracy"] / (full["style_accuracy"] - 0.1)
@@ -120,3 +122,23 @@ def test_comparisons_against_plain_arithmetic():
     assert between["kid_F c, k = 3"] == pytest.approx(full["kid_F"] / values["y", "c", 3]["kid_F"])
     assert between["cosine c, k = 3"] == pytest.approx(full["cosine"] - values["y", "c", 3]["cosine"])
     assert 0 <= between["win rate c, k = 3"] <= 1 and not any("k = 1" in name for name in between)
+
+
+def test_p_values_from_one_k_to_the_next_are_what_the_documentation_says():
+    """Style accuracy, a mean over images: signs of whole codepoints. RMSE and KID: the bootstrap."""
+    groups = [f"{index // 2}" for index in range(10)]
+    truth = Rows({}, random(1, 10, 6, seed=9).float())
+    right = {1: (random(2, 10, seed=5) > 0.6).double(), 3: (random(2, 10, seed=6) > 0.4).double()}
+    measured = {("x", "c", k): rows(random(2, 10, seed=k), k, style_accuracy=hits) for k, hits in right.items()}
+    found = {key: estimates(one, truth, groups, "F") for key, one in measured.items()}
+    p = {row["name"]: row["p"] for row in within_model(found, measured, "x", groups, Selection(), chance=0.1)}
+    # Two seeds of two images of each of five codepoints: all 32 choices of signs.
+    sums = (right[3] - right[1]).sum(0).reshape(5, 2).sum(1).numpy()
+    signs = np.array(list(itertools.product((-1, 1), repeat=5)))
+    exact = np.mean(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9)
+    assert p["style_accuracy c, k = 3 less k = 1"] == pytest.approx(exact, abs=0.02)
+    least, most = found["x", "c", 1], found["x", "c", 3]
+    # So few codepoints are all on one side in nearly every resample: the bootstrap would say something else.
+    assert most["style_accuracy"].less(least["style_accuracy"]).p_value(0.0) < exact / 10
+    for figure in ("rmse", "kid_F"):
+        assert p[f"{figure} c, k = 3 less k = 1"] == most[figure].less(least[figure]).p_value(0.0)

@@ -184,6 +184,32 @@ def test_precision_is_told_and_images_of_two_are_not_mixed(evaluate, tmp_path, c
 
 
 @pytest.mark.parametrize(
+    ("variant", "lost", "message"),
+    [
+        (None, ["vae"], "has no VAE: "),
+        (None, ["tokenizer"], "has no tokenizer: "),
+        (None, ["image_encoder"], "has no image encoder: "),
+        # What `layout = "none"` trains: there is nothing that reads a query.
+        (None, ["layout_encoder"], "has no layout encoder: "),
+        (None, ["image_encoder", "text_encoder", "vae"], "has no VAE, no text encoder, no image encoder: "),
+        # It has no image encoder and lacks none.
+        ("prompt_diffusion", ["vae"], "has no VAE: "),
+    ],
+)
+def test_a_model_without_all_parts_is_one_line(evaluate, tmp_path, caplog, variant, lost, message):
+    write_inputs(tmp_path)
+    model = tiny_variant(variant) if variant else tiny_model(prediction_type="flow")
+    for part in lost:
+        setattr(model, part, None)
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    caplog.clear()
+    assert evaluate() == 2
+    assert len(caplog.records) == 1
+    assert f"{tmp_path / 'model.safetensors'} {message}evaluation needs a whole model, give --model" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--seeds", 0), "--seeds is 0"),

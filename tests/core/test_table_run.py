@@ -1,5 +1,6 @@
 """`evaluate table` from checkpoints to tables and figures, on a data set, models and judges of toy size."""
 
+import hashlib
 import json
 import math
 
@@ -19,7 +20,7 @@ from context_diffusion.evaluation.table.cases import table_cases
 from context_diffusion.evaluation.table.measure import TaskJudge
 from context_diffusion.evaluation.table.pictures import contexts, queries, truths
 from context_diffusion.evaluation.table.tasks import TASKS, task_cases
-from context_diffusion.features import embed_images
+from context_diffusion.features import SqueezeNetFeatures, embed_images
 
 from .test_heldout_run import toy_efficientnet, toy_squeezenet
 from .tiny import tiny_model
@@ -183,9 +184,80 @@ def test_filters_and_another_run_in_the_same_folder(table, tmp_path, capsys):
     assert made == {f"unseen-to-depth-{setting}-s{seed}" for setting in ("c-k2", "p-k0") for seed in (0, 1)} | {
         "unseen-depth-vae-k0-s0"
     }
-    for other in (("--guidance", 2), ("--sampler", "euler"), ("--precision", "bf16_matmul")):
-        assert table(*filters, "--count", 2, "--quick", *other) == 2
-        assert "holds results of another run (fingerprint differ)" in capsys.readouterr().err
+    for name, value in (("guidance", 2), ("sampler", "euler"), ("precision", "bf16_matmul"), ("batch-size", 2)):
+        assert table(*filters, "--count", 2, "--quick", f"--{name}", value) == 2
+        assert f"holds results of another run ({name.replace('-', '_')} differ)" in capsys.readouterr().err
+    # The images say so too, where nothing was measured yet; and what was not measured is not claimed by the attempt.
+    assert table(*filters, "--count", 2, "--guidance", 2) == 2
+    assert "holds results of another run (fingerprint differ)" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "measured" / "full").exists()
+
+
+FEW = ("--quick", "--count", 2, "--tasks", "to-depth", "--settings", "c", "--k", 1, "--parts", "seen")
+
+
+@pytest.mark.parametrize("first", [(), ("--shard", "0/2")])
+def test_another_model_sampled_otherwise_is_refused_before_any_of_its_images(table, folder, tmp_path, capsys, first):
+    """Also after a shard, which measures nothing yet."""
+    assert table(*FEW, *first) == 0
+    out, theirs = tmp_path / "out", ("--model", folder / "theirs.safetensors")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        save_file(SqueezeNetFeatures().state_dict(), tmp_path / "squeezenet.safetensors")
+    before = contents(out)
+    others = [("steps", 2), ("sampler", "euler"), ("guidance", 2), ("precision", "bf16_matmul")]
+    for name, value in (*others, ("squeezenet", tmp_path / "squeezenet.safetensors")):
+        for shard in ((), ("--shard", "1/2")):
+            assert table(*FEW, *theirs, f"--{name}", value, *shard) == 2
+            assert f"holds results of another run ({name} differ)" in capsys.readouterr().err
+    assert table(*FEW, *theirs, "--steps", 2, "--plan") == 0
+    assert contents(out) == before
+    assert table(*FEW, *theirs) == 0
+
+
+def test_folders_say_what_those_of_earlier_releases_say(table, folder, tmp_path):
+    """Word for word: else tables that took hours to make would count no more."""
+    assert table(*FEW) == 0
+    digests = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
+        for name in ("ours.safetensors", "squeezenet.safetensors", "data/index.json")
+    }
+    model, data = digests["ours.safetensors"], digests["data/index.json"]
+    held = {
+        str(path.parent.relative_to(tmp_path / "out")): json.loads(path.read_text())
+        for path in (tmp_path / "out").rglob("run.json")
+    }
+    assert held == {
+        f"images/ours-{model[:8]}": {
+            "fingerprint": f"model {model}, 1 steps, guidance 3, fp32, lcm",
+            "data": data,
+            "version": 1,
+            "batch_size": 4,
+        },
+        "measured/quick": {
+            "squeezenet": digests["squeezenet.safetensors"],
+            "classifier_images": 150,
+            "version": 1,
+            "steps": 1,
+            "sampler": "lcm",
+            "guidance": 3.0,
+            "precision": "fp32",
+            "data": data,
+        },
+    }
+
+
+def test_a_model_without_all_parts_is_one_clear_line(table, folder, tmp_path, capsys):
+    model = tiny_model(7, prediction_type="flow")
+    model.vae = model.text_encoder = model.tokenizer = None
+    bare = tmp_path / "bare.safetensors"
+    save_checkpoint(model, bare)
+    for flag in ("--model", "--against"):
+        assert table(*FEW, flag, bare, "--plan") == 2
+        found = capsys.readouterr().err
+        assert f"{bare} has no VAE, no text encoder, no tokenizer: " in found and f"give {flag} a checkpoint" in found
+    assert table(*FEW, "--model", bare) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_models_are_one_row_each_and_each_is_compared_with_the_first(table, tmp_path, folder):

@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> bool:
     from ...data.library import EmojiLibrary
     from ...feature_weights import fetch_feature_weights
     from ...features import EfficientNetLite0Features, load_squeezenet
-    from ..chunks import claim_folder
+    from ..chunks import check_folder, claim_folder
     from ..summary import fit_judges
     from .cases import table_cases
     from .figures import write_charts, write_grids
@@ -148,18 +148,23 @@ def run(options: argparse.Namespace) -> bool:
     chunks = table_chunks(selection.cells(), cases, selection.seeds, options.batch_size)
     data = _digest(options.data / "index.json")
     models = _named_models(options)
+    folders = [(label, options.out / "images" / f"{path.stem}-{digest[:8]}") for label, path, digest in models]
+    measured = options.out / "measured" / ("quick" if options.quick else "full")
+    claims = {measured: _measuring_facts(options, data)}
+    claims |= {
+        folder: _image_facts(options, digest, data) for (_, folder), (_, _, digest) in zip(folders, models, strict=True)
+    }
+    if not options.plan:
+        # All of them before any image is made and before any is claimed: an error here leaves all as it was.
+        for folder, facts in claims.items():
+            check_folder(folder, facts)
     complete = True
-    for label, path, digest in models:
-        folder = options.out / "images" / f"{path.stem}-{digest[:8]}"
-        fingerprint = f"model {digest}, {options.steps} steps, guidance {options.guidance:g}, {options.precision}"
-        # Euler is not named, so that images of before there was a choice still count.
-        fingerprint += "" if options.sampler == "euler" else f", {options.sampler}"
-        facts = {"fingerprint": fingerprint, "data": data, "version": VERSION, "batch_size": options.batch_size}
-        if not options.plan:
-            claim_folder(folder, facts)
+    for (label, folder), (_, path, _) in zip(folders, models, strict=True):
         model, sampler = load_sampler(path, options)
         _announce(label, chunks, folder, shard, sampler, library, cases)
         if not options.plan:
+            for claimed in (measured, folder):
+                claim_folder(claimed, claims[claimed])
             complete &= generate_table(model, sampler, library, cases, chunks, folder, shard)
         del model, sampler
     if options.plan:
@@ -168,13 +173,7 @@ def run(options: argparse.Namespace) -> bool:
         logger.info("this shard is done; others are still to come")
         return False
 
-    per_style = _PER_STYLE[options.quick]
-    measured = options.out / "measured" / ("quick" if options.quick else "full")
-    judged_by = {"squeezenet": _digest(options.squeezenet), "classifier_images": per_style, "version": VERSION}
-    sampling = {name: getattr(options, name) for name in ("steps", "sampler", "guidance", "precision")}
-    claim_folder(measured, judged_by | sampling | {"data": data})
-    folders = [(label, options.out / "images" / f"{path.stem}-{digest[:8]}") for label, path, digest in models]
-    judges = fit_judges(library, squeezenet, per_style)
+    judges = fit_judges(library, squeezenet, _PER_STYLE[options.quick])
     parts = summarise_table(
         library,
         cases,
@@ -195,7 +194,7 @@ def run(options: argparse.Namespace) -> bool:
             "main_k": selection.main_k,
             "count": selection.count,
             "seeds": selection.seeds,
-            **sampling,
+            **_sampling(options),
             "features": judges.kid_features.name,
         },
         "parts": parts,
@@ -205,6 +204,25 @@ def run(options: argparse.Namespace) -> bool:
     for path in written:
         logger.info("wrote %s", path)
     return True
+
+
+def _image_facts(options: argparse.Namespace, digest: str, data: str) -> dict:
+    """What all images of one model's folder have in common, see `claim_folder`."""
+    fingerprint = f"model {digest}, {options.steps} steps, guidance {options.guidance:g}, {options.precision}"
+    # Euler is not named, so that images of before there was a choice still count.
+    fingerprint += "" if options.sampler == "euler" else f", {options.sampler}"
+    return {"fingerprint": fingerprint, "data": data, "version": VERSION, "batch_size": options.batch_size}
+
+
+def _measuring_facts(options: argparse.Namespace, data: str) -> dict:
+    """What all that was measured in one folder has in common, see `claim_folder`."""
+    per_style = _PER_STYLE[options.quick]
+    judged_by = {"squeezenet": _digest(options.squeezenet), "classifier_images": per_style, "version": VERSION}
+    return judged_by | _sampling(options) | {"data": data}
+
+
+def _sampling(options: argparse.Namespace) -> dict:
+    return {name: getattr(options, name) for name in ("steps", "sampler", "guidance", "precision")}
 
 
 def _announce(

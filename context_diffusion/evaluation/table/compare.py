@@ -47,7 +47,14 @@ def win_rate(first: Rows, second: Rows, groups: Sequence[str]) -> tuple[Estimate
     return mean_estimate(wins, groups), sign_flip_test(wins.mean(0) - 0.5, groups)
 
 
-def within_model(found: dict[Key, dict[str, Estimate]], model: str, selection: Selection, chance: float) -> list[dict]:
+def within_model(
+    found: dict[Key, dict[str, Estimate]],
+    measured: dict[Key, Rows],
+    model: str,
+    groups: Sequence[str],
+    selection: Selection,
+    chance: float,
+) -> list[dict]:
     """What context is worth to one model: against the controls, and from one k to the next."""
     rows = []
 
@@ -74,9 +81,13 @@ def within_model(found: dict[Key, dict[str, Estimate]], model: str, selection: S
         steps = list(zip(ks, ks[1:], strict=False))
         for low, high in steps + ([(ks[0], ks[-1])] if len(steps) > 1 else []):
             for figure, estimate in found[model, setting, high].items():
-                if figure.startswith("kid_") or figure in ("rmse", "style_accuracy"):
-                    difference = estimate.less(found[model, setting, low][figure])
-                    add(f"{figure} {setting}, k = {high} less k = {low}", difference, 0.0)
+                name = f"{figure} {setting}, k = {high} less k = {low}"
+                difference = estimate.less(found[model, setting, low][figure])
+                if figure.startswith("kid_") or figure == "rmse":
+                    add(name, difference, 0.0)
+                elif figure == "style_accuracy":
+                    p = _paired_p(measured[model, setting, high], measured[model, setting, low], figure, groups)
+                    rows.append(_row(model, name, difference, p))
     return rows
 
 
@@ -100,13 +111,17 @@ def between_models(
                 rows.append(_row(f"{first} / {second}", f"{figure} {place}", ratio, ratio.p_value(1.0)))
             else:
                 difference = estimate.less(theirs[figure])
-                a, b = measured[first, setting, k].values[figure], measured[second, setting, k].values[figure]
-                p = sign_flip_test(a.mean(0) - b.mean(0), groups)
+                p = _paired_p(measured[first, setting, k], measured[second, setting, k], figure, groups)
                 rows.append(_row(f"{first} less {second}", f"{figure} {place}", difference, p))
         if setting != "vae":
             rate, p = win_rate(measured[first, setting, k], measured[second, setting, k], groups)
             rows.append(_row(f"{first} against {second}", f"win rate {place}", rate, p))
     return rows
+
+
+def _paired_p(first: Rows, second: Rows, figure: str, groups: Sequence[str]) -> float:
+    """The p-value of no difference in a figure that is a mean over images, its runs averaged first."""
+    return sign_flip_test(first.values[figure].mean(0) - second.values[figure].mean(0), groups)
 
 
 def _row(model: str, name: str, estimate: Estimate, p: float | None) -> dict:

@@ -136,7 +136,8 @@ def _task_report(
 ) -> dict:
     groups = [case.key for case in cases]
     found = {key: estimates(one, truth, groups, judges.kid_features.name) for key, one in rows.items()}
-    comparisons = [row for label, _ in models for row in within_model(found, label, selection, 1 / len(library.styles))]
+    chance = 1 / len(library.styles)
+    comparisons = [row for label, _ in models for row in within_model(found, rows, label, groups, selection, chance)]
     for other, _ in models[1:]:
         comparisons += between_models(found, rows, (models[0][0], other), groups)
     return {
