@@ -71,12 +71,18 @@ def change(losses: Tensor, first: Tensor, cases: Sequence[Case]) -> Interval:
     return ratio_of_means(losses.mean(1), first.mean(1), [case.key for case in cases])
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="FILE", help="checkpoints with a visual context")
     parser.add_argument("--data", required=True, help="folder that `context-diffusion data emoji` wrote")
     parser.add_argument("--count", type=int, default=140, help="images of seen styles; half as many of each other part")
     parser.add_argument("--k", type=int, default=3, help="context images")
+    return parser
+
+
+def main() -> None:
+    parser = build_parser()
     arguments = parser.parse_args()
     models = [load_checkpoint(path, dtype=torch.float32) for path in arguments.models]
     for path, model in zip(arguments.models, models, strict=True):

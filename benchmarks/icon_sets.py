@@ -62,7 +62,8 @@ def generate(sampler: FlowSampler, query: Tensor, context: Tensor, batch: int = 
     return torch.cat(parts).clamp(0, 1)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="FILE", help="checkpoints with a visual context")
     parser.add_argument("--data", required=True, help="folder that `context-diffusion data icons` wrote")
@@ -70,7 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=12, help="sampling steps (default 12)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="lcm", help="see flow_sampler.FlowSampler")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="picture of some of them: context, query, images")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = build_parser().parse_args(arguments)
     library = EmojiLibrary(given.data)
     cases = draw_cases(library, given.count)
     truth = torch.cat([library.batch(style, [target]) for style, target, *_ in cases])

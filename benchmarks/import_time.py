@@ -8,6 +8,7 @@ nothing but the standard library and what the host has loaded already (`tests/ho
 
 from __future__ import annotations
 
+import argparse
 import re
 import statistics
 import sys
@@ -18,7 +19,15 @@ from tests.host.hosts import find_hosts
 from tests.host.server import PACK_NAME, Server
 
 
-def main(starts: int = 5) -> int:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("starts", nargs="?", type=int, default=5, metavar="STARTS", help="of each server (default 5)")
+    return parser
+
+
+def main() -> int:
+    starts = build_parser().parse_args().starts
     hosts, missing = find_hosts()
     for reason in missing:
         print(reason, file=sys.stderr)
@@ -35,4 +44,4 @@ def main(starts: int = 5) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main())

@@ -26,14 +26,19 @@ RATIOS = [
 ]
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=128, help="of the image, in pixels")
     parser.add_argument("--comfyui", help="a checkout; else COMFYUI_PATH or ~/comfy/ComfyUI")
     parser.add_argument("--python", help="its interpreter; else COMFYUI_PYTHON or the one in the checkout")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = build_parser().parse_args()
     if arguments.comfyui:
         os.environ["COMFYUI_PATH"] = arguments.comfyui
     if arguments.python:

@@ -39,14 +39,19 @@ def deviation_of(images: Tensor, regions: Regions, groups: Sequence[str]) -> Est
     return Estimate(float(sums.sum() / counts.sum()), (weights @ sums) / (weights @ counts))
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="FILE", help="checkpoint that predicts a flow")
     parser.add_argument("--data", required=True, help="folder of `context-diffusion data emoji`")
     parser.add_argument("--count", type=int, default=140, help="images in each part (default 140)")
     parser.add_argument("--steps", nargs="+", type=int, default=[4, 8, 12, 20], help="default 4 8 12 20")
     parser.add_argument("--guidance", type=float, default=3.0, help="of text and of context (default 3)")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = build_parser().parse_args()
     library, features = EmojiLibrary(options.data), EfficientNetLite0Features()
     model = load_for_sampling(options.model, "bf16_matmul")
     every = heldout_cases(library, options.count, options.count, 0)

@@ -71,11 +71,16 @@ def training_step(precision: str, model: torch.nn.Module, rows: int) -> Callable
     return step
 
 
-def main() -> int:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=32)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = build_parser().parse_args()
     model = load_checkpoint(bundled_model_path(), dtype=torch.float32)
     model.vae = None
     freeze_unused(model)

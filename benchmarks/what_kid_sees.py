@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from context_diffusion.data.library import EmojiLibrary
-from context_diffusion.evaluation.chunks import to_pixels
+from context_diffusion.evaluation.chunks import held_facts, to_pixels
 from context_diffusion.evaluation.color import Regions, color_deviation, color_regions
 from context_diffusion.evaluation.estimates import kid_estimate
 from context_diffusion.evaluation.table.cases import table_cases
@@ -76,7 +76,7 @@ def rows_of(table: Path, library: EmojiLibrary, tasks: list[str], embed: Callabl
                 regions, wanted = color_regions(truth), embed(truth)
                 groups = [case.key for case in chosen]
                 for folder in sorted(path for path in (table / "images").iterdir() if path.is_dir()):
-                    images = load_cell(folder, cell, len(chosen), 0, 32).float() / 255
+                    images = load_cell(folder, cell, len(chosen), 0, held_facts(folder)["batch_size"]).float() / 255
                     versions = changed(images, truth, regions)
                     kid = [kid_estimate(embed(v)[None], wanted, groups, samples=10).value for v in versions.values()]
                     sums, counts = color_deviation(images, regions)
@@ -86,12 +86,17 @@ def rows_of(table: Path, library: EmojiLibrary, tasks: list[str], embed: Callabl
     return rows
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", type=Path, help="folders of `evaluate table --out`")
     parser.add_argument("--data", required=True, help="folder of `context-diffusion data emoji`")
     parser.add_argument("--tasks", nargs="+", default=["softedge"], help="map -> image tasks (default softedge)")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = build_parser().parse_args()
     library, features = EmojiLibrary(options.data), EfficientNetLite0Features()
     print("| styles | task | setting | model | KID | even | right | both | deviation | colors off |")
     print("|---|---|---|---|---|---|---|---|---|---|")

@@ -140,32 +140,61 @@ def test_models_by_name_and_by_path(tmp_path, monkeypatch):
         find_model("theirs")
 
 
-def commands(document):
-    """Every `context-diffusion ...` command of a document's shell code blocks, as words."""
-    text = (ROOT / document).read_text()
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+# Everything that has commands for a reader to run.
+DOCUMENTS = ["README.md"] + sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("docs", "context_diffusion/pretrained")
+    for path in (ROOT / folder).rglob("*.md")
+)
+
+
+def code_blocks(document):
+    """(language, text) of every code block of a document."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def shell_commands(document):
+    """Every command of a document's shell code blocks, as words, without the variables set before it."""
+    for language, block in code_blocks(document):
         if language in ("bash", "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 for part in line.split("&&"):
                     words = shlex.split(part, comments=True)
-                    if words and words[0] == "context-diffusion":
-                        yield words[1:]
+                    while words and re.match(r"\w+=", words[0]):
+                        del words[0]
+                    if words:
+                        yield words
 
 
-def test_commands_of_the_readme_are_understood():
-    found = list(commands("README.md"))
-    assert len(found) >= 10 and {words[0] for words in found} == {
-        "generate",
-        "info",
-        "data",
-        "train",
-        "evaluate",
-    }
+def commands(document):
+    """Every `context-diffusion ...` command of a document's shell code blocks, as words."""
+    return (words[1:] for words in shell_commands(document) if words[0] == "context-diffusion")
+
+
+@pytest.mark.parametrize(
+    ("document", "least", "kinds"),
+    [
+        ("README.md", 10, {"generate", "info", "data", "train", "evaluate"}),
+        ("docs/ablations.md", 3, {"train"}),
+        ("docs/evaluation.md", 10, {"data", "train", "evaluate"}),
+    ],
+)
+def test_commands_of_the_documents_are_understood(document, least, kinds):
+    found = list(commands(document))
+    assert len(found) >= least and {words[0] for words in found} == kinds
     for words in found:
         try:
             build_parser().parse_args(words)
         except SystemExit as leaving:
             raise AssertionError(f"context-diffusion {' '.join(words)}") from leaving
+        if words[0] == "train" and "$" not in words[1]:
+            assert (ROOT / words[1]).is_file(), words[1]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_code_blocks_say_their_language(document):
+    # One without a language is no shell block, and its commands would go untested.
+    assert all(language for language, _ in code_blocks(document))
 
 
 def test_files_of_the_readme_exist():
