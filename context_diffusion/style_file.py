@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,22 @@ _KEY = "context_diffusion.visual_context"
 # What some file system refuses, Windows' list included, so that a style can be carried anywhere.
 _FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def encoder_mark(weights: dict[str, Tensor]) -> str:
+    """A short name for an image encoder, the same for a file of it in fp32 and one in fp16.
+
+    Tokens of one encoder are noise to the projector of another, even where they are as wide.
+
+    Args:
+        weights: of the image encoder, by name. Biases and norms alone count: training moves all of them, and they are
+            few.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if weights[name].ndim == 1:
+            digest.update(name.encode() + weights[name].half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def style_path(folder: str | os.PathLike[str], name: str) -> Path:

@@ -88,13 +88,13 @@ class ContextDiffusionCombine(io.ComfyNode):
         cls, style_model, strength, visual_context=None, positive=None, negative=None, clip=None
     ) -> io.NodeOutput:
         from .checks import check_present, check_text
-        from .model_checks import check_style_width, check_text_width
+        from .model_checks import check_style_model, check_text_width
 
         check_present(
             style_model, "style_model", "connect STYLE_MODEL of Load Context Diffusion or of Load Style Model"
         )
         if visual_context is not None:
-            check_style_width(style_model, visual_context)
+            check_style_model(style_model, visual_context)
         positive, negative, sources = _texts(positive, negative, clip, visual_context)
         for name, text in zip(sources, (positive, negative), strict=True):
             check_text(text, name)

@@ -6,7 +6,9 @@ their own. What other nodes may ask of the objects, all of it on native attribut
 
 - STYLE_MODEL: `.model` is a `ContextProjection` with `n_tokens` (tokens of one averaged visual context, None when the
   file has no image encoder), `vision_width` (it takes `last_hidden_state` of this width) and `text_width` (it gives
-  tokens of this width, on the input's device and in its dtype, always in memory of their own).
+  tokens of this width, on the input's device and in its dtype, always in memory of their own) and `encoder` (the mark
+  of the image encoder whose tokens it reads, see `style_file.encoder_mark`; CLIP_VISION has it as
+  `context_diffusion_encoder`).
 - MODEL: `.model.model_config.unet_config["context_dim"]` is the width of the text that it takes,
   `.model.latent_format.latent_channels` the channels of its latents.
 - CONTROL_NET: `.control_model` is a `comfy.cldm.cldm.ControlNet`, for the same text and latents as the MODEL.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..context_diffusion.errors import ContextDiffusionError
 from ..context_diffusion.stored import StoredModel
+from ..context_diffusion.style_file import encoder_mark
 from ..context_diffusion.tokenizer import tokenizer_from_json
 from .host_weights import check_weights, shapes_of
 
@@ -115,6 +116,8 @@ def build_clip_vision(stored: StoredModel) -> comfy.clip_vision.ClipVisionModel 
     weights = stored.weights["image_encoder"]
     check_weights(stored.path, "image_encoder", weights, encoder.model)
     encoder.load_sd(weights)
+    # What it encodes carries the mark along, as far as our own nodes make it.
+    encoder.context_diffusion_encoder = encoder_mark(weights)
     return encoder
 
 
@@ -127,11 +130,13 @@ class ContextProjection(torch.nn.Module):
         vision_width: d_v.
         text_width: d_c.
         n_tokens: N of one averaged visual context, None when the file does not say.
+        encoder: the mark of the image encoder whose tokens it was trained on, None when the file has none.
     """
 
-    def __init__(self, vision_width: int, text_width: int, n_tokens: int | None) -> None:
+    def __init__(self, vision_width: int, text_width: int, n_tokens: int | None, encoder: str | None) -> None:
         super().__init__()
         self.vision_width, self.text_width, self.n_tokens = vision_width, text_width, n_tokens
+        self.encoder = encoder
         self.linear = comfy.ops.manual_cast.Linear(vision_width, text_width, dtype=torch.float32)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -145,11 +150,12 @@ class ContextProjection(torch.nn.Module):
 
 def build_style_model(stored: StoredModel) -> comfy.sd.StyleModel:
     """The projector as a style model."""
-    config, n_tokens = stored.configs["projector"], None
+    config, n_tokens, encoder = stored.configs["projector"], None, None
     if "image_encoder" in stored.configs:
         vision = stored.configs["image_encoder"]
         n_tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-    module = ContextProjection(config["vision_width"], config["text_width"], n_tokens)
+        encoder = encoder_mark(stored.weights["image_encoder"])
+    module = ContextProjection(config["vision_width"], config["text_width"], n_tokens, encoder)
     check_weights(stored.path, "projector", stored.weights["projector"], module)
     module.load_state_dict(stored.weights["projector"])
     return comfy.sd.StyleModel(module.requires_grad_(False).eval())

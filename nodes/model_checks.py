@@ -14,11 +14,11 @@ from ..context_diffusion.errors import ContextDiffusionError
 from .checks import check_present, check_text, check_visual_context
 
 
-def check_style_width(style_model: object, visual_context: object) -> None:
-    """Refuse a visual context of a width that the style model does not read.
+def check_style_model(style_model: object, visual_context: object) -> None:
+    """Refuse a visual context that the style model cannot read.
 
     Raises:
-        ContextDiffusionError: another width, or a visual context without tokens.
+        ContextDiffusionError: another width, another image encoder where both are known, or no tokens.
     """
     check_visual_context(visual_context)
     tokens = visual_context.last_hidden_state
@@ -28,6 +28,14 @@ def check_style_width(style_model: object, visual_context: object) -> None:
             f"visual_context is {tokens.shape[-1]} wide and style_model reads {expected}: they belong to different "
             "models; connect the CLIP_VISION that goes with this style model (the same Load Context Diffusion's) to "
             "the node that encodes the images"
+        )
+    made_by = getattr(visual_context, "context_diffusion", {}).get("encoder")
+    reads = getattr(getattr(style_model, "model", None), "encoder", None)
+    if isinstance(reads, str) and made_by is not None and made_by != reads:
+        raise ContextDiffusionError(
+            "visual_context was made by another image encoder than the one that style_model belongs to, and would be "
+            "read as noise: connect the CLIP_VISION of the same Load Context Diffusion to the node that encodes the "
+            "images; a saved style of another model, or of an earlier release of this one, has to be saved again"
         )
 
 

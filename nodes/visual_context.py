@@ -19,6 +19,9 @@ _CHUNK = 8
 # What the host's encoders give for each image, the first always; other nodes read the others.
 _FEATURES = ("last_hidden_state", "penultimate_hidden_states", "image_embeds", "all_hidden_states", "mm_projected")
 
+# What is noted of a visual context beside its features, and goes into a style file with them.
+_NOTES = ("images", "aggregation", "encoder")
+
 
 class ContextDiffusionEncodeVisualContext(io.ComfyNode):
     """k context images -> the joined tokens of the image encoder (section 3.2 of the paper)."""
@@ -176,8 +179,11 @@ def _encode(clip_vision, batches, weights, aggregation, crop):
     if output["all_hidden_states"] is None:
         del output.all_hidden_states  # the host leaves it out as well
     output["image_sizes"] = [image_size] * len(output["last_hidden_state"])
-    # For Save Visual Context; nothing else looks at it.
+    # For Save Visual Context and Combine; nothing else looks at it.
     output["context_diffusion"] = {"images": len(weights), "aggregation": aggregation}
+    mark = getattr(clip_vision, "context_diffusion_encoder", None)
+    if mark is not None:
+        output["context_diffusion"]["encoder"] = mark
     return output
 
 
@@ -353,7 +359,7 @@ class ContextDiffusionLoadVisualContext(io.ComfyNode):
         if output["all_hidden_states"] is None:
             del output.all_hidden_states
         output["image_sizes"] = [torch.Size(size) for size in info.pop("image_sizes", [])]
-        output["context_diffusion"] = {key: info[key] for key in ("images", "aggregation") if key in info}
+        output["context_diffusion"] = {key: info[key] for key in _NOTES if key in info}
         return io.NodeOutput(output)
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.style_file import load_style, save_style, style_path
+from context_diffusion.style_file import encoder_mark, load_style, save_style, style_path
 
 
 def _tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -111,3 +111,11 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         save_file(_tensors(), path, {"context_diffusion.visual_context": json.dumps(described)})
         with pytest.raises(ContextDiffusionError, match=message):
             load_style(path)
+
+
+def test_the_mark_of_an_encoder_is_its_weights_and_not_its_dtype():
+    weights = {"a.weight": torch.randn(3, 3), "a.bias": torch.randn(3), "norm.weight": torch.randn(4)}
+    mark = encoder_mark(weights)
+    assert mark == encoder_mark({name: value.half() for name, value in reversed(weights.items())})
+    assert mark != encoder_mark({**weights, "a.bias": weights["a.bias"] + 0.01})
+    assert mark != encoder_mark({"b.bias": weights["a.bias"], **{n: v for n, v in weights.items() if n != "a.bias"}})

@@ -18,10 +18,10 @@ from context_diffusion.pretrained.examples import load_examples
 from tests.core.tiny import tiny_model
 
 from .events import Events
-from .graph import SamplingGraph
+from .graph import SamplingGraph, put_image
 from .hosts import Host
 from .native import BUNDLED
-from .prompt import NodeRef, Prompt
+from .prompt import Link, NodeRef, Prompt
 from .server import NodeError, PromptRejected, Server
 
 SOCKETS = ("model", "clip", "vae", "clip_vision", "style_model", "control_net")
@@ -126,6 +126,39 @@ def _with_a_wrong_shape(path: Path, part: str) -> None:
 
 def _is_linear(name: str, value: torch.Tensor) -> bool:
     return value.ndim == 2 and name.endswith(".weight") and "embedding" not in name
+
+
+def test_a_visual_context_of_another_encoder_is_refused(host: Server) -> None:
+    """As wide and of as many tokens: only the marks tell. Saved and loaded it is the same."""
+    save_checkpoint(tiny_model(seed=1), models_folder(host) / "one.safetensors")
+    other = tiny_model(seed=1)
+    next(value for value in other.image_encoder.parameters() if value.ndim == 1).add_(0.1)
+    save_checkpoint(other, models_folder(host) / "other.safetensors")
+    for name in ("one.safetensors", "other.safetensors"):
+        prompt, made = loaded(name)
+        images = {"images.image0": prompt.add("LoadImage", image=put_image(host, 1))[0]}
+        encoded = prompt.add(
+            "ContextDiffusionEncodeVisualContext", images, clip_vision=made[3], weights="", fit="crop",
+            aggregation="mean",
+        )  # fmt: skip
+        saved = prompt.add(
+            "ContextDiffusionSaveVisualContext", visual_context=encoded[0], name=f"of {name}", overwrite=True
+        )
+        _combine_and_run(host, prompt, saved[0], refused=name.startswith("other"))
+        again = Prompt()
+        style = again.add("ContextDiffusionLoadVisualContext", name=f"of {name}")
+        _combine_and_run(host, again, style[0], refused=name.startswith("other"))
+
+
+def _combine_and_run(server: Server, prompt: Prompt, visual_context: Link, refused: bool) -> None:
+    reads = prompt.add("ContextDiffusionLoader", model_name="one.safetensors")
+    links = {"style_model": reads[4], "clip": reads[1], "visual_context": visual_context}
+    prompt.add("ProbeSave", value=prompt.add("ContextDiffusionCombine", links, strength=1.0)[0])
+    if not refused:
+        server.run(prompt)
+        return
+    with pytest.raises(NodeError, match="another image encoder.*saved again"):
+        server.run(prompt)
 
 
 def run_error(server: Server, model_name: str, node: str = "ContextDiffusionLoader") -> str:
