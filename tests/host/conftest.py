@@ -1,7 +1,11 @@
-"""Servers for the host tests: one for each ComfyUI found and each set of flags, started once a session."""
+"""Servers for the host tests: one for each ComfyUI found and each set of flags, started once a session.
+
+With REQUIRE_HOST=1 a ComfyUI that is missing or cannot run fails the tests that it would skip otherwise.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,10 +19,20 @@ HOSTS, MISSING = find_hosts()
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "comfyui" in metafunc.fixturenames:
-        # A skipped stand-in for each host that cannot run says so in the report.
+        # A stand-in for each host that cannot run says so in the report.
         found = [pytest.param(host, id=host.version) for host in HOSTS]
-        found += [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="missing") for reason in MISSING]
-        metafunc.parametrize("comfyui", found, scope="session")
+        for reason in MISSING:
+            marks = () if os.environ.get("REQUIRE_HOST") == "1" else pytest.mark.skip(reason=reason)
+            found.append(pytest.param(reason, marks=marks, id="missing"))
+        metafunc.parametrize("comfyui", found, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def comfyui(request: pytest.FixtureRequest) -> Host:
+    """A ComfyUI checkout; each test runs with every one that was found."""
+    if not isinstance(request.param, Host):
+        pytest.fail(request.param, pytrace=False)
+    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +45,10 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         flags: tuple[str, ...] = (),
         packs: dict[str, Path] | None = None,
         models: dict[str, Path] | None = None,
+        user: str = "",
     ) -> Server:
-        key = (host, flags, tuple(sorted((packs or {}).items())), tuple(sorted((models or {}).items())))
+        # A `user` shares its server with no other.
+        key = (user, host, flags, tuple(sorted((packs or {}).items())), tuple(sorted((models or {}).items())))
         if key not in servers or servers[key].process.poll() is not None:
             servers[key] = Server(host, tmp_path_factory.mktemp("comfyui"), flags, packs, models)
         return servers[key]

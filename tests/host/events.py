@@ -9,7 +9,7 @@ import socket
 import struct
 import uuid
 
-from .prompt import Prompt
+from .prompt import NodeRef, Prompt
 from .server import Server
 
 
@@ -63,6 +63,16 @@ class Events:
             message += payload
             if first & 128:
                 return json.loads(message) if opcode == 1 else message
+
+    def until_progress(self, node: NodeRef, value: int) -> None:
+        """Read on until a node says that it is as far as this."""
+        while True:
+            event = self.next()
+            if isinstance(event, dict):
+                assert event["type"] not in ("execution_error", "execution_success"), event
+                data = event["data"]
+                if event["type"] == "progress" and data["node"] == node.id and data["value"] >= value:
+                    return
 
     def until_end(self, prompt_id: str) -> list[dict | bytes]:
         """All events until a prompt ends, in whatever way."""

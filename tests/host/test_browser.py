@@ -43,7 +43,8 @@ def _frontend(host: Host) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def server(comfyui: Host, start_server: Callable[..., Server]) -> Server:
-    return start_server(comfyui, _frontend(comfyui))
+    # One that no other test has saved images on.
+    return start_server(comfyui, _frontend(comfyui), user="browser")
 
 
 @pytest.fixture(scope="module")

@@ -54,32 +54,32 @@ def test_an_unchanged_graph_executes_nothing(host: Server) -> None:
 def test_interrupt_stops_within_a_step(host: Server, text: float, context: float) -> None:
     graph = _graph(host)
     graph.model, tag = graph.counted(wait=0.3)
-    graph.save(graph.ours(text, context, steps=40)[0])
+    # Far more steps than it can reach before it hears of the interruption: the machine may be busy.
+    sampler = graph.ours(text, context, steps=100)
+    graph.save(sampler[0])
     with Events(host) as events:
         prompt_id = events.queue(graph)
-        while True:
-            event = events.next()
-            assert isinstance(event, bytes) or event["type"] != "execution_error", event
-            if isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] >= 2:
-                done = event["data"]["value"]
-                break
+        events.until_progress(sampler, 2)
         host.request("/interrupt", {})
+        # Counted after the server took the request: if this process lags, it sees more, never fewer.
+        begun = len(calls(host, tag))
         last = events.until_end(prompt_id)[-1]
     assert last["type"] == "execution_interrupted"
     assert last["data"]["node_type"] == "ContextDiffusionSampler"
-    # The step that was running when the request came in, and at most one that it did not hear of in time.
-    assert done <= len(calls(host, tag)) <= done + 2
+    # The steps that had begun, and at most one that did not hear of it in time.
+    assert 2 <= begun <= len(calls(host, tag)) <= begun + 1
 
     # And the next run is as if nothing had happened.
     graph = _graph(host)
     assert graph.latents(ours=graph.ours(text, context))["ours"].isfinite().all()
 
 
-@pytest.mark.parametrize("preview", ["latent2rgb", "none"])
-def test_progress_and_previews(host: Server, preview: str) -> None:
+# Seeds that no other test has: a sampler whose result is in the cache tells of no steps.
+@pytest.mark.parametrize("preview, seed", [("latent2rgb", 20_312_03585), ("none", 20_312_03586)])
+def test_progress_and_previews(host: Server, preview: str, seed: int) -> None:
     def events_of(sampler: str) -> tuple[list[int], int]:
         graph = _graph(host)
-        steps = {"steps": 6, "seed": hash((preview, sampler, host.port)) % 2**32}
+        steps = {"steps": 6, "seed": seed}
         graph.save((graph.ours(4.0, 2.0, **steps) if sampler == "ours" else graph.ksampler(**steps))[0])
         with Events(host) as events:
             answer = host.post(
