@@ -39,7 +39,7 @@ class RunConfig:
         precision: `fp32`, `bf16` (autocast) or `bf16_matmul` (linear and convolution layers alone in bf16: the fast
             one on a CPU with bf16 instructions).
         seed: of weights, batches and noise.
-        processes: data-parallel processes; gradients are averaged.
+        processes: batches a step, whose gradients are averaged: one a process, see `placement.started_processes`.
         threads: CPU threads a process.
         log_every, save_every, sample_every: in steps; 0 means never.
         settings: the stage's own table, [vae], [clip] or [diffusion].
