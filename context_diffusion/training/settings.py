@@ -98,7 +98,7 @@ SETTINGS: dict[str, dict[str, Kind | dict[str, Kind]]] = {
     },
 }
 
-# The smallest and largest values in [run], where it is not any.
+# What the values of [run] may be, where their type does not say it all.
 RUN_RANGES: dict[str, Kind] = {
     **dict.fromkeys(("steps", "batch_size", "processes"), whole(1)),
     **dict.fromkeys(("seed", "threads", "warmup_steps", "log_every", "save_every", "sample_every"), whole(0)),

@@ -79,7 +79,7 @@ def load_state(
     """Read back what `save_state` wrote, in place.
 
     Args:
-        path, module, ema, optimizer: as there.
+        path, module, ema, optimizer: as in `save_state`.
         made_with: this run's `identity`; None, or a state from before there was one, is not compared.
 
     Returns:
