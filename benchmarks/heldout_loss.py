@@ -18,14 +18,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.checkpoint.file import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.protocol import PARTS, Case, contexts, heldout_cases, queries, truths
 from context_diffusion.evaluation.statistics import Interval, ratio_of_means
 from context_diffusion.maps import make_map
-from context_diffusion.model import ContextDiffusion
+from context_diffusion.model.context_diffusion import ContextDiffusion
+from context_diffusion.model.process import diffusion_loss
 from context_diffusion.precision import multiply_in_bf16
-from context_diffusion.training.objective import diffusion_loss
 
 LEVELS = (0.3, 0.6, 0.8, 0.99)
 BATCH = 32

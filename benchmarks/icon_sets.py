@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.checkpoint.file import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.metrics import rmse, squared_error
 from context_diffusion.evaluation.statistics import ratio_of_means, rmse_ratio
-from context_diffusion.flow_sampler import SAMPLERS, FlowSampler, SamplingBatch
 from context_diffusion.images import image_grid, save_image
 from context_diffusion.maps import make_map
+from context_diffusion.sampling.flow import SAMPLERS, FlowSampler, SamplingBatch
 
 from .heldout_loss import losses_of
 
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="folder that `context-diffusion data icons` wrote")
     parser.add_argument("--count", type=int, default=48, help="icons of each held-out set")
     parser.add_argument("--steps", type=int, default=12, help="sampling steps (default 12)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="lcm", help="see flow_sampler.FlowSampler")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="lcm", help="see sampling.flow.FlowSampler")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="picture of some of them: context, query, images")
     return parser
 

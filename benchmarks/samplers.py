@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.samplers FILE --data data/emoji [--count 140] [--steps 4 8 12 20]
 
-For a checkpoint that predicts a flow, see `flow_sampler.FlowSampler`. Seen and unseen styles in C, seen ones in C+P
+For a checkpoint that predicts a flow, see `sampling.flow.FlowSampler`. Seen and unseen styles in C, seen ones in C+P
 too. RMSE, KID (own pairs left out, as in `evaluate table`) and the mean deviation of color within areas of one color
 come with 95% bootstrap intervals over emoji; `deviation of euler` is a paired ratio, at as many steps.
 """
@@ -25,8 +25,8 @@ from context_diffusion.evaluation.metrics import squared_error
 from context_diffusion.evaluation.options import load_for_sampling
 from context_diffusion.evaluation.protocol import heldout_cases, truths
 from context_diffusion.evaluation.statistics import Interval, resample_groups, rmse_interval
-from context_diffusion.features import EfficientNetLite0Features, embed_images
-from context_diffusion.flow_sampler import FlowSampler
+from context_diffusion.features.networks import EfficientNetLite0Features, embed_images
+from context_diffusion.sampling.flow import FlowSampler
 
 BATCH = 32
 CELLS = (("seen", "cp"), ("seen", "c"), ("unseen", "c"))

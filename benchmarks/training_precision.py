@@ -17,14 +17,14 @@ from collections.abc import Callable
 
 import torch
 
-from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.checkpoint.file import load_checkpoint
 from context_diffusion.precision import multiply_in_bf16
 from context_diffusion.pretrained import bundled_model_path
-from context_diffusion.training.diffusion import MEMBERS, DiffusionObjective
-from context_diffusion.training.episodes import context_matrix
-from context_diffusion.training.objective import noise_levels
-from context_diffusion.training.optimizer import MuonAdamW
-from context_diffusion.training.variants import freeze_unused
+from context_diffusion.training.begin.variants import freeze_unused
+from context_diffusion.training.episodes.groups import context_matrix
+from context_diffusion.training.noise_levels import noise_levels
+from context_diffusion.training.run.optimizer import MuonAdamW
+from context_diffusion.training.stages.diffusion import MEMBERS, DiffusionObjective
 
 REPEATS = 4
 

@@ -32,7 +32,7 @@ from context_diffusion.evaluation.table.cases import table_cases
 from context_diffusion.evaluation.table.generate import load_cell
 from context_diffusion.evaluation.table.pictures import truths
 from context_diffusion.evaluation.table.plan import Cell, cell_cases
-from context_diffusion.features import EfficientNetLite0Features, embed_images
+from context_diffusion.features.networks import EfficientNetLite0Features, embed_images
 
 
 def area_means(images: Tensor, regions: Regions) -> Tensor:

@@ -9,16 +9,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ContextDiffusion": "model",
+    "ContextDiffusion": "model.context_diffusion",
     "ContextDiffusionError": "errors",
-    "ContextDiffusionPipeline": "pipeline",
+    "ContextDiffusionPipeline": "sampling.pipeline",
     "calculate_mean_std": "images",
     "load_image_as_tensor": "images",
-    "load_checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint.file",
     "make_map": "maps",
-    "pick_device": "images",
-    "pick_dtype": "images",
-    "save_checkpoint": "checkpoint",
+    "pick_device": "devices",
+    "pick_dtype": "devices",
+    "save_checkpoint": "checkpoint.file",
 }
 
 __all__ = [*_HOMES, "__version__"]

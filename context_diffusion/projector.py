@@ -9,7 +9,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
-from .visual_context import ContextProjector
+from .model.visual_context import ContextProjector
 
 
 class PretrainedContextProjector(ContextProjector, ModelMixin, ConfigMixin):

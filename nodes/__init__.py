@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from .floor import too_old
+from .host_version import too_old
 
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension

@@ -1,4 +1,4 @@
-"""What comes out of a socket, checked before anything is done with it; `model_checks` has what must fit another part.
+"""What comes out of a socket, checked before anything is done with it; `fits` has what must fit another part.
 
 Imported when a node runs, never at start-up.
 Every message names the input, what was got, what was expected and the connection to change.

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import conditioning, layout, loaders, sampling, visual_context
+from . import (
+    combine,
+    encode_visual_context,
+    example_images,
+    layout_map,
+    load_model,
+    query_layout,
+    sampler,
+    style_files,
+)
 from .folders import register_folders
 
 
@@ -14,5 +23,14 @@ class ContextDiffusionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         # Here and not in on_load, which the oldest hosts never call: the schemas list files.
         register_folders()
-        modules = (loaders, visual_context, conditioning, layout, sampling)
+        modules = (
+            load_model,
+            example_images,
+            encode_visual_context,
+            style_files,
+            combine,
+            query_layout,
+            layout_map,
+            sampler,
+        )
         return [node for module in modules for node in module.NODES]

@@ -30,10 +30,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load, average, save."""
-    from ..checkpoint import load_checkpoint, save_checkpoint
+    from ..checkpoint.file import load_checkpoint, save_checkpoint
     from ..pretrained import find_model
-    from ..training.average import average_models, replace_vae
-    from ..training.vae import load_vae
+    from ..training.begin.average import average_models, replace_vae
+    from ..training.stages.vae import load_vae
     from .outputs import check_writable
 
     check_writable(arguments.out)

@@ -71,8 +71,8 @@ def _pictures(sets: argparse._SubParsersAction, name: str, run: Callable, **sett
 
 def run_squeezenet(arguments: argparse.Namespace) -> int:
     """Write the SqueezeNet weights, unless the file is there."""
-    from ..feature_weights import fetch_feature_weights
-    from ..features import load_squeezenet
+    from ..features.networks import load_squeezenet
+    from ..features.weights import fetch_feature_weights
 
     if not arguments.out.exists():
         check_writable(arguments.out)
@@ -92,7 +92,7 @@ def run_icons(arguments: argparse.Namespace) -> int:
     """Build the icon data set."""
     _check_renderer()
     check_writable(arguments.out / "index.json")
-    from ..data.icons import build_icons
+    from ..data.sources.icons import build_icons
 
     index = build_icons(arguments.out, arguments.emoji, arguments.size, arguments.workers, arguments.limit)
     images = sum(style["images"] for style in index["styles"].values())
@@ -107,7 +107,7 @@ def run_emoji(arguments: argparse.Namespace) -> int:
     """Build the emoji data set."""
     _check_renderer()
     check_writable(arguments.out / "index.json")
-    from ..data.emoji import build_emoji
+    from ..data.sources.emoji import build_emoji
 
     index = build_emoji(arguments.out, arguments.size, arguments.workers, limit=arguments.limit)
     images = sum(style["images"] for style in index["styles"].values())

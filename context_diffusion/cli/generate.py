@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextDiffusionError
-from ..latents import vae_scale_factor
+from ..model.latents import vae_scale_factor
 from ..pretrained import DEFAULT_MODEL, find_model
 from .inputs import Inputs, collect_inputs
 from .outputs import check_writable, numbered, one_a_query
@@ -171,7 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(files[0])
 
     model_path = find_model(arguments.model)
-    from ..checkpoint import read_metadata
+    from ..checkpoint.file import read_metadata
     from ..devices import pick_device, pick_dtype
     from ..images import load_image_as_tensor, save_image
 
@@ -215,7 +215,7 @@ def _sizes(arguments: argparse.Namespace, metadata: dict[str, Any]) -> tuple[int
 def _load_context(path: Path, size: int, fit: str) -> Tensor:
     """What the image encoder sees of a file, (3, size, size): hundreds of whole photos would not fit into memory."""
     from ..images import load_image_as_tensor
-    from ..visual_context import clip_crop
+    from ..model.visual_context import clip_crop
 
     if fit == "crop":
         return clip_crop(load_image_as_tensor(path)[None], size)[0]
@@ -234,7 +234,7 @@ def _sample(
     """Batches of images (B, 3, H, W) in [0, 1], on the CPU, one query after another."""
     import torch
 
-    from ..pipeline import ContextDiffusionPipeline
+    from ..sampling.pipeline import ContextDiffusionPipeline
 
     pipe = ContextDiffusionPipeline.from_single_file(model_path, torch_dtype=dtype, device=device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="sampling")

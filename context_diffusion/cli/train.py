@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             # Found out here, where it is one line, and not in every process.
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     from ..training.config import load_config
-    from ..training.placement import started_processes
+    from ..training.run.placement import started_processes
     from .launch import launch
     from .outputs import check_writable
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _environment(processes: int, threads: int) -> dict[str, str]:
     """Environment variables for the training processes, beside those that are set."""
-    from ..training.placement import accelerator_count
+    from ..training.run.placement import accelerator_count
 
     variables = {"OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // processes))}
     if not accelerator_count():

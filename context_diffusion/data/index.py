@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..errors import ContextDiffusionError
 from ..files import write_atomically
-from .render import render_file
+from .sources.render import render_file
 
 
 def open_folder(out: Path, size: int) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..errors import ContextDiffusionError
 from ..files import write_atomically
 from .captions import dominant_colors, emoji_caption
-from .emoji_styles import SAME_LAYOUT
 from .index import read_index
+from .sources.emoji_styles import SAME_LAYOUT
 
 
 class EmojiLibrary:

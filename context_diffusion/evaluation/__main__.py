@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> bool:
     """
     _check_ranges(options)
     from ..data.library import EmojiLibrary
-    from ..feature_weights import fetch_feature_weights
-    from ..features import EfficientNetLite0Features, load_squeezenet
+    from ..features.networks import EfficientNetLite0Features, load_squeezenet
+    from ..features.weights import fetch_feature_weights
     from .encoder_probes import probe_encoder
     from .grid import write_heldout_grid
     from .heldout import generate_heldout

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..features import EfficientNetLite0Features
-from ..visual_context import clip_preprocess
+from ..features.networks import EfficientNetLite0Features
+from ..model.visual_context import clip_preprocess
 from .probes import fit_probe
 from .statistics import mean_interval
 

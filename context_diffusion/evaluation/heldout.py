@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
-from ..flow_sampler import Sampler, SamplingBatch
 from ..maps import make_map
+from ..sampling.flow import Sampler, SamplingBatch
 from .chunks import claim_folder, load_chunks, make_chunks
 from .protocol import PART_SETTINGS, PARTS, Case, cases_digest, contexts, queries, truths
 
 if TYPE_CHECKING:
     from ..data.library import EmojiLibrary
-    from ..model import ContextDiffusion
+    from ..model.context_diffusion import ContextDiffusion
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..errors import ContextDiffusionError
 
 if TYPE_CHECKING:
-    from ..flow_sampler import FlowSampler
-    from ..model import ContextDiffusion
+    from ..model.context_diffusion import ContextDiffusion
+    from ..sampling.flow import FlowSampler
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """--steps, --sampler and --guidance: how the images are sampled."""
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
-    # The names are flow_sampler.SAMPLERS, which is not read here: it would bring torch to every --help.
+    # The names are sampling.flow.SAMPLERS, which is not read here: it would bring torch to every --help.
     parser.add_argument(
         "--sampler",
         choices=("lcm", "euler"),
@@ -40,7 +40,7 @@ def load_for_sampling(path: Path, precision: str) -> ContextDiffusion:
     """A checkpoint in fp32, its products in bf16 if the precision (see `add_precision`) says so."""
     import torch
 
-    from ..checkpoint import load_checkpoint
+    from ..checkpoint.file import load_checkpoint
     from ..precision import multiply_in_bf16
 
     # Convolutions on CPUs, where this often runs, are faster over this layout.
@@ -56,7 +56,7 @@ def load_sampler(path: Path, options: argparse.Namespace) -> tuple[ContextDiffus
     Raises:
         ContextDiffusionError: no checkpoint that can be read, one that lacks a part, or one that predicts no flow.
     """
-    from ..flow_sampler import FlowSampler
+    from ..sampling.flow import FlowSampler
 
     model = load_for_sampling(path, options.precision)
     missing = _missing_parts(model)

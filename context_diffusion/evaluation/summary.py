@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..features import EfficientNetLite0Features, SqueezeNetFeatures, embed_images
+from ..features.networks import EfficientNetLite0Features, SqueezeNetFeatures, embed_images
 from .color import Regions, color_deviation, color_regions, palette_distance
 from .heldout import load_images
 from .layout import edge_f1, edges

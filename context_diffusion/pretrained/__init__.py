@@ -37,7 +37,7 @@ def bundled_model_path(name: str = DEFAULT_MODEL) -> Path:
 
 
 def bundled_styles() -> dict[str, Path]:
-    """The saved visual contexts in the package (see `style_file`), by name, sorted."""
+    """The saved visual contexts in the package (see `checkpoint.style`), by name, sorted."""
     return {path.stem: path for path in sorted((_FOLDER / "styles").glob(f"*{_SUFFIX}"))}
 
 

@@ -10,12 +10,12 @@ import sys
 from ..cli.launch import end_with_launcher
 from ..failures import report
 from .config import RunConfig, load_config
-from .loop import train
+from .run.loop import train
 
 STAGE_CLASSES = {
-    "vae": (".vae", "VAEStage"),
-    "clip": (".clip", "CLIPStage"),
-    "diffusion": (".diffusion", "DiffusionStage"),
+    "vae": (".stages.vae", "VAEStage"),
+    "clip": (".stages.clip", "CLIPStage"),
+    "diffusion": (".stages.diffusion", "DiffusionStage"),
 }
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from context_diffusion.checkpoint import load_checkpoint
+from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.checkpoint.style import load_style
 from context_diffusion.images import load_image_as_tensor
+from context_diffusion.model.visual_context import clip_preprocess
 from context_diffusion.pretrained import bundled_model_path, bundled_styles
 from context_diffusion.pretrained.examples import find_example
-from context_diffusion.style_file import load_style
-from context_diffusion.visual_context import clip_preprocess
 
 ROOT = Path(__file__).parents[2]
 CARD = bundled_model_path().with_suffix(".md").read_text(encoding="utf-8")

@@ -118,8 +118,8 @@ def test_the_missions_example():
 
 
 def test_attribution_names_every_style():
-    from context_diffusion.data.emoji_styles import CAPTION_PACKAGES, STYLES
-    from context_diffusion.data.icon_styles import ICON_SETS
+    from context_diffusion.data.sources.emoji_styles import CAPTION_PACKAGES, STYLES
+    from context_diffusion.data.sources.icon_styles import ICON_SETS
 
     text = (Path(context_diffusion.__file__).parent / "pretrained" / "ATTRIBUTION.md").read_text()
     packages = [each.package for each in (*STYLES, *ICON_SETS)]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from context_diffusion.precision import multiply_in_bf16
-from context_diffusion.training.optimizer import orthogonalize
+from context_diffusion.training.run.optimizer import orthogonalize
 
 
 class Block(nn.Module):

@@ -2,9 +2,9 @@
 
 import torch
 
-from context_diffusion.model import ContextDiffusion
-from context_diffusion.tokenizer import train_tokenizer
-from context_diffusion.visual_context import ContextProjector
+from context_diffusion.checkpoint.tokenizer import train_tokenizer
+from context_diffusion.model.context_diffusion import ContextDiffusion
+from context_diffusion.model.visual_context import ContextProjector
 
 IMAGE_SIZE = 64  # pixels; latents are (4, 8, 8)
 TEXT_WIDTH = 32

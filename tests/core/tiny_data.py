@@ -81,9 +81,9 @@ def write_tiny_data(folder, size=SIZE):
 
 def write_tiny_encoders(folder):
     """What the stages `vae` and `clip` leave behind, with random weights; returns the folder with both."""
-    from context_diffusion.tokenizer import tokenizer_to_json
-    from context_diffusion.training.clip import new_clip
-    from context_diffusion.training.vae import new_vae
+    from context_diffusion.checkpoint.tokenizer import tokenizer_to_json
+    from context_diffusion.training.stages.clip import new_clip
+    from context_diffusion.training.stages.vae import new_vae
 
     from .tiny import tiny_tokenizer
 

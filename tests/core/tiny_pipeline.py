@@ -2,7 +2,7 @@
 
 import torch
 
-from context_diffusion.pipeline import ContextDiffusionPipeline
+from context_diffusion.sampling.pipeline import ContextDiffusionPipeline
 
 from .tiny import tiny_model
 

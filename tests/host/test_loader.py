@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from context_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from context_diffusion.checkpoint.file import load_checkpoint, save_checkpoint
 from context_diffusion.images import load_image_as_tensor
-from context_diffusion.latents import encode_images
+from context_diffusion.model.latents import encode_images
 from context_diffusion.pretrained import bundled_model_path
 from context_diffusion.pretrained.examples import load_examples
 from tests.core.tiny import tiny_model

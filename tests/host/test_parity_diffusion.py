@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from context_diffusion.schedulers import make_scheduler
+from context_diffusion.sampling.scheduler import make_scheduler
 
 from .native import NAMES, Native, relative
 from .server import Server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from context_diffusion.visual_context import clip_preprocess
+from context_diffusion.model.visual_context import clip_preprocess
 
 from .native import NAMES, Native, relative
 from .server import Server

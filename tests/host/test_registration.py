@@ -158,7 +158,7 @@ def test_the_pack_is_a_plain_package_elsewhere(tmp_path: Path) -> None:
 
 
 def test_the_registry_is_told_the_same_floor() -> None:
-    spec = importlib.util.spec_from_file_location("floor", PACK / "nodes" / "floor.py")
+    spec = importlib.util.spec_from_file_location("floor", PACK / "nodes" / "host_version.py")
     floor = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(floor)
     text = (PACK / "pyproject.toml").read_text()

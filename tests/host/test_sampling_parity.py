@@ -16,7 +16,7 @@ def sampler(request: pytest.FixtureRequest):
     """The host's name of a sampler, and our pipeline with its own scheduler, which is `lcm`, or with a plain one."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from context_diffusion.pipeline import ContextDiffusionPipeline
+    from context_diffusion.sampling.pipeline import ContextDiffusionPipeline
 
     scheduler = None if request.param == "lcm" else FlowMatchEulerDiscreteScheduler(shift=1.0)
     pipe = ContextDiffusionPipeline.from_single_file("emoji-128", torch_dtype=torch.float32, scheduler=scheduler)

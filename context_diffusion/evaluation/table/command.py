@@ -20,7 +20,7 @@ from .tasks import PARTS, TASKS
 
 if TYPE_CHECKING:
     from ...data.library import EmojiLibrary
-    from ...flow_sampler import Sampler
+    from ...sampling.flow import Sampler
     from .cases import TableCase
     from .plan import TableChunk
 
@@ -124,8 +124,8 @@ def run(options: argparse.Namespace) -> bool:
     shard = parse_shard(options.shard)
 
     from ...data.library import EmojiLibrary
-    from ...feature_weights import fetch_feature_weights
-    from ...features import EfficientNetLite0Features, load_squeezenet
+    from ...features.networks import EfficientNetLite0Features, load_squeezenet
+    from ...features.weights import fetch_feature_weights
     from ..chunks import check_folder, claim_folder
     from ..summary import fit_judges
     from .cases import table_cases

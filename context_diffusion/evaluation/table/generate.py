@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...flow_sampler import Sampler, SamplingBatch
+from ...sampling.flow import Sampler, SamplingBatch
 from ..chunks import load_chunks, make_chunks
 from ..heldout import noise_seed
 from .pictures import context_queries, contexts, prompts, queries, truths
@@ -19,7 +19,7 @@ from .tasks import TASKS
 
 if TYPE_CHECKING:
     from ...data.library import EmojiLibrary
-    from ...model import ContextDiffusion
+    from ...model.context_diffusion import ContextDiffusion
     from .cases import TableCase
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...features import embed_images
+from ...features.networks import embed_images
 from ...files import write_atomically
 from ..chunks import to_pixels
 from ..layout import edge_f1, edges
@@ -23,7 +23,7 @@ from .tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from ...data.library import EmojiLibrary
-    from ...features import SqueezeNetFeatures
+    from ...features.networks import SqueezeNetFeatures
     from ..summary import Judges
     from .cases import TableCase
 

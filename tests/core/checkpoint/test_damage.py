@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from context_diffusion.checkpoint import load_checkpoint, read_metadata
+from context_diffusion.checkpoint.file import load_checkpoint, read_metadata
+from context_diffusion.checkpoint.parts import PARTS
 from context_diffusion.cli import main
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.parts import PARTS
 
 from .rewriting import refused, rewrite
 

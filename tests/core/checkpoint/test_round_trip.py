@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from context_diffusion.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from context_diffusion.checkpoint.file import load_checkpoint, read_metadata, save_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 
 from ..tiny import taesd_vae, tiny_model, tiny_unet
@@ -51,7 +51,7 @@ def test_keys_are_the_fields_own_names(saved):
 
 
 def test_weights_of_clip_load_in_the_naming_of_either_transformers_release(model):
-    from context_diffusion.parts import file_key
+    from context_diffusion.checkpoint.parts import file_key
 
     # transformers 5, and 4, name the same weight so:
     for own in ("encoder.layers.0.mlp.fc1.weight", "text_model.encoder.layers.0.mlp.fc1.weight"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from context_diffusion.checkpoint import save_checkpoint
+from context_diffusion.checkpoint.file import save_checkpoint
 from context_diffusion.cli import generate, main
 
 from ..tiny import tiny_model
@@ -28,7 +28,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipe(checkpoint):
     """The pipeline that `generate` should be no different from."""
-    from context_diffusion.pipeline import ContextDiffusionPipeline
+    from context_diffusion.sampling.pipeline import ContextDiffusionPipeline
 
     pipe = ContextDiffusionPipeline.from_single_file(checkpoint)
     pipe.set_progress_bar_config(disable=True)

@@ -31,7 +31,7 @@ def test_data_emoji_takes_a_limit(monkeypatch, capsys, tmp_path):
         asked.append((out, size, limit))
         return {"size": size, "emoji": {"a": {"heldout": True}}, "styles": {"one": {"images": 1}}}
 
-    monkeypatch.setattr("context_diffusion.data.emoji.build_emoji", build)
+    monkeypatch.setattr("context_diffusion.data.sources.emoji.build_emoji", build)
     words = ["data", "emoji", "--out", str(tmp_path)]
     assert main([*words, "--limit", "5"]) == 0 and main(words) == 0
     assert asked == [(tmp_path, 128, 5), (tmp_path, 128, None)]
@@ -42,7 +42,7 @@ def test_data_emoji_takes_a_limit(monkeypatch, capsys, tmp_path):
 
 def test_squeezenet_weights_are_fetched_once(monkeypatch, capsys, tmp_path):
 
-    from context_diffusion.features import SqueezeNetFeatures
+    from context_diffusion.features.networks import SqueezeNetFeatures
 
     fetched = []
 
@@ -50,7 +50,7 @@ def test_squeezenet_weights_are_fetched_once(monkeypatch, capsys, tmp_path):
         fetched.append(out)
         save_file(SqueezeNetFeatures().state_dict(), out)
 
-    monkeypatch.setattr("context_diffusion.feature_weights.fetch_feature_weights", fetch)
+    monkeypatch.setattr("context_diffusion.features.weights.fetch_feature_weights", fetch)
     out = tmp_path / "squeezenet.safetensors"
     assert main(["data", "squeezenet", "--out", str(out)]) == 0
     assert main(["data", "squeezenet", "--out", str(out)]) == 0

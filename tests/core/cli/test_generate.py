@@ -13,7 +13,7 @@ from PIL import Image
 from context_diffusion.cli import generate
 from context_diffusion.images import FITS
 from context_diffusion.maps import MAPS, make_map
-from context_diffusion.visual_context import AGGREGATIONS
+from context_diffusion.model.visual_context import AGGREGATIONS
 
 from ..tiny import IMAGE_SIZE
 from .words import files, pixels

@@ -153,7 +153,7 @@ def test_processes_end_when_the_launcher_is_killed(tmp_path):
 )
 def test_no_two_processes_are_on_one_gpu(monkeypatch, tmp_path, gpus, batches, processes):
     started = []
-    monkeypatch.setattr("context_diffusion.training.placement.accelerator_count", lambda: gpus)
+    monkeypatch.setattr("context_diffusion.training.run.placement.accelerator_count", lambda: gpus)
     monkeypatch.setattr("context_diffusion.cli.launch.launch", lambda *arguments: started.append(arguments) or 0)
     config = tmp_path / "stage.toml"
     config.write_text(CONFIG.format(data=tmp_path, out=tmp_path / "run", processes=1))

@@ -1,0 +1,289 @@
+"""The parts of a model: how a checkpoint describes each, names its weights, and builds it again."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import ContextDiffusionError
+from ..model.decoupled import decouple
+from ..model.prompt_diffusion import ExampleEncoder
+from ..model.variants import Variant
+from ..model.visual_context import ContextProjector
+
+if TYPE_CHECKING:
+    from ..model.context_diffusion import ContextDiffusion
+
+# In the order in which they are built and checked.
+PARTS = ("unet", "projector", "layout_encoder", "example_encoder", "vae", "text_encoder", "image_encoder")
+_NEEDED_PARTS = ("unet", "projector")
+# Of the Prompt Diffusion baseline, which is known by its example encoder.
+_NEEDED_BY_BASELINE = ("unet", "layout_encoder")
+
+# The first class is the one that a config means without saying so.
+_DIFFUSERS = {
+    "unet": ("UNet2DConditionModel",),
+    "layout_encoder": ("ControlNetModel", "T2IAdapter"),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+}
+# Their configs name the class even where it is the first.
+_CLASS_NAMED = ("vae",)
+_TRANSFORMERS = {
+    "text_encoder": ("CLIPTextModel", "CLIPTextConfig"),
+    "image_encoder": ("CLIPVisionModel", "CLIPVisionConfig"),
+}
+
+_CROSS_ATTENDING = ("UNet2DConditionModel", "ControlNetModel")
+
+# What defines a CLIP transformer. A config of transformers holds more, and other things in each release;
+# none of it changes the network.
+_CLIP_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "projection_dim",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+)
+_FIELDS = {
+    "text_encoder": (
+        *_CLIP_FIELDS,
+        "vocab_size",
+        "max_position_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ),
+    "image_encoder": (*_CLIP_FIELDS, "image_size", "patch_size", "num_channels"),
+}
+
+# transformers 4 names the weights with this prefix, transformers 5 without. Files have it, as nearly all CLIP
+# files of the field do.
+_PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
+
+
+# Parts that this package has classes of its own for, and the settings of each.
+_OWN = {
+    "projector": (ContextProjector, ("vision_width", "text_width")),
+    "example_encoder": (ExampleEncoder, ("channels", "widths")),
+}
+
+
+def needed_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts that a model with such a config cannot be without."""
+    return _NEEDED_PARTS if config.get("example_encoder") is None else _NEEDED_BY_BASELINE
+
+
+def present_parts(model: ContextDiffusion) -> dict[str, nn.Module]:
+    """The parts that a model has, by name."""
+    parts = {name: getattr(model, name) for name in PARTS}
+    return {name: module for name, module in parts.items() if module is not None}
+
+
+def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
+    """A part's config as JSON-ready values, the same under every release of the libraries.
+
+    Raises:
+        ContextDiffusionError: the module is of a class that a checkpoint does not carry.
+    """
+    expected, found = _class_names(name), type(module).__name__
+    # Copies that a library wraps (compiled, parallel) are not what the file describes.
+    if found not in expected:
+        raise ContextDiffusionError(f"the {name} is a {found}: a checkpoint carries {' or '.join(expected)} only")
+    if name == "projector":
+        return {"vision_width": module.linear.in_features, "text_width": module.linear.out_features}
+    if name == "example_encoder":
+        return dict(module.config)
+    if name in _FIELDS:
+        return {field: getattr(module.config, field, None) for field in _FIELDS[name]}
+    config, known = json.loads(module.to_json_string()), _settings(type(module))
+    # diffusers notes more than its constructors take: where it came from, and what follows from the rest.
+    config = {key: value for key, value in config.items() if key in known}
+    return {"class": found, **config} if name in _CLASS_NAMED or found != expected[0] else config
+
+
+def check_config(name: str, config: Any) -> None:
+    """Refuse a part's config that is no table, or whose sizes, which are read before it is built, are wrong.
+
+    Args:
+        name: one of `PARTS`.
+        config: what a file says of the part.
+
+    Raises:
+        ContextDiffusionError: naming the entry. The message does not name the file.
+    """
+    if not isinstance(config, dict):
+        raise ContextDiffusionError(f"the {name} config is {config!r}, not a table of settings")
+    if name == "image_encoder":
+        for key in ("image_size", "patch_size"):
+            if not _is_size(config.get(key)):
+                raise ContextDiffusionError(_wrong_entry(name, key, config, "a whole number, 1 or more"))
+    if name == "vae":
+        tiny = config.get("class") == "AutoencoderTiny"
+        key = "decoder_block_out_channels" if tiny else "block_out_channels"
+        if not _is_list_of_sizes(config.get(key)):
+            raise ContextDiffusionError(_wrong_entry(name, key, config, "a list of whole numbers, 1 or more"))
+    if name == "unet":
+        size = config.get("sample_size")
+        if not (size is None or _is_size(size) or (_is_list_of_sizes(size) and len(size) == 2)):
+            expected = "a whole number, 1 or more, or two of them"
+            raise ContextDiffusionError(_wrong_entry(name, "sample_size", config, expected))
+
+
+def build_part(name: str, config: dict[str, Any], variant: Variant | None = None) -> nn.Module:
+    """An unfilled part on the meta device: shapes without memory.
+
+    Args:
+        name: one of `PARTS`.
+        config: one that `check_config` lets pass.
+        variant: of the model.
+
+    Raises:
+        ContextDiffusionError: the config has an entry that this release of the library does not know, or the
+            library refuses it. The message does not name the file.
+    """
+    class_name = _class_names(name)[0]
+    if name in _OWN:
+        maker, known = _OWN[name][0], set(_OWN[name][1])
+    elif name in _TRANSFORMERS:
+        library = import_module("transformers")
+        model_class, config_class = (getattr(library, each) for each in _TRANSFORMERS[name])
+        known = set(_FIELDS[name])
+
+        def maker(**settings: Any) -> nn.Module:
+            return model_class(config_class(**settings))
+
+    else:
+        if len(_DIFFUSERS[name]) > 1:
+            config = dict(config)
+            class_name = config.pop("class", class_name)
+            if class_name not in _DIFFUSERS[name]:
+                choice = " or ".join(_DIFFUSERS[name])
+                raise ContextDiffusionError(f"the {name} config is of class {class_name!r}, not {choice}")
+        maker = getattr(import_module("diffusers"), class_name)
+        known = _settings(maker)
+    # A newer library may have written a switch that is off: leaving it out changes nothing.
+    unknown = sorted(key for key in set(config) - known if config[key] not in (None, False))
+    if unknown:
+        raise ContextDiffusionError(f"the {name} config has entries unknown here: {', '.join(unknown)}")
+    try:
+        with torch.device("meta"):
+            module = maker(**{key: value for key, value in config.items() if key in known})
+            if variant is not None and variant.cross_attention == "decoupled" and class_name in _CROSS_ATTENDING:
+                decouple(module)
+            return module
+    # The libraries raise whatever their code runs into on a wrong config: all of it means the same here.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ContextDiffusionError(f"the {name} config does not make a {class_name} ({reason})") from error
+
+
+def fill_buffers(module: nn.Module) -> None:
+    """Give the buffers that no checkpoint carries their values after a build on the meta device."""
+    for path, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        parent, _, leaf = path.rpartition(".")
+        if leaf != "position_ids":
+            raise NotImplementedError(f"buffer {path} of {type(module).__name__} is in no checkpoint")
+        values = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+        module.get_submodule(parent).register_buffer(leaf, values, persistent=False)
+
+
+def file_key(name: str, key: str) -> str:
+    """A weight's name in the file, from its part and its name in `state_dict()`."""
+    prefix = _PREFIXES.get(name, "")
+    return f"{name}.{key}" if key.startswith(prefix) else f"{name}.{prefix}{key}"
+
+
+def file_keys(name: str, module: nn.Module) -> dict[str, str]:
+    """Names in the file -> names in the module, for every weight that a file carries."""
+    # position_ids were saved by releases of transformers before 4.31; they are 0, 1, 2, ...
+    keys = [key for key in module.state_dict() if not key.endswith("embeddings.position_ids")]
+    return {file_key(name, key): key for key in keys}
+
+
+def misfits(model: ContextDiffusion) -> list[str]:
+    """What does not fit between the parts, one line each; empty for a model that works."""
+    configs = {name: describe_part(name, module) for name, module in present_parts(model).items()}
+    return find_misfits(configs, None if model.tokenizer is None else len(model.tokenizer))
+
+
+def find_misfits(configs: Mapping[str, Mapping[str, Any]], tokens: int | None) -> list[str]:
+    """`misfits` by what a checkpoint says of a model, before any of it is built.
+
+    Args:
+        configs: of the parts, as `describe_part` gives them.
+        tokens: of the tokenizer, or None without one.
+    """
+    found = []
+
+    def compare(left: str, left_value: Any, right: str, right_value: Any) -> None:
+        if left_value != right_value:
+            found.append(f"{left} is {left_value} and {right} is {right_value}: they must be equal")
+
+    unet, projector = configs["unet"], configs.get("projector")
+    width = ("the UNet's cross_attention_dim", unet["cross_attention_dim"])
+    if projector is not None:
+        compare(*width, "the projector's output width", projector["text_width"])
+    if "image_encoder" in configs and projector is not None:
+        vision_width = configs["image_encoder"]["hidden_size"]
+        compare("the image encoder's width", vision_width, "the projector's input width", projector["vision_width"])
+    if "text_encoder" in configs:
+        compare(*width, "the text encoder's width", configs["text_encoder"]["hidden_size"])
+    adapter = configs.get("layout_encoder", {}).get("class") == "T2IAdapter"
+    if adapter:
+        channels = ("the T2I adapter's channels", list(configs["layout_encoder"]["channels"]))
+        compare("the UNet's block_out_channels", list(unet["block_out_channels"]), *channels)
+    elif "layout_encoder" in configs:
+        layout = configs["layout_encoder"]
+        compare(*width, "the layout encoder's cross_attention_dim", layout["cross_attention_dim"])
+        for field in ("in_channels", "block_out_channels", "layers_per_block"):
+            compare(f"the UNet's {field}", unet[field], f"the layout encoder's {field}", layout[field])
+    if "example_encoder" in configs:
+        channels = ("the example encoder's channels", configs["example_encoder"]["channels"])
+        compare("the UNet's first width", unet["block_out_channels"][0], *channels)
+        if adapter:
+            found.append("the example encoder feeds a ControlNet and the layout encoder is a T2I adapter")
+    if "vae" in configs:
+        channels = ("the VAE's latent_channels", configs["vae"]["latent_channels"])
+        compare("the UNet's in_channels", unet["in_channels"], *channels)
+    if tokens is not None and "text_encoder" in configs:
+        rows = configs["text_encoder"]["vocab_size"]
+        if tokens > rows:
+            found.append(f"the tokenizer has {tokens} tokens and the text encoder knows {rows}")
+    return found
+
+
+def _class_names(name: str) -> tuple[str, ...]:
+    """The classes that a part may be of."""
+    if name in _OWN:
+        return (_OWN[name][0].__name__,)
+    return _DIFFUSERS.get(name) or _TRANSFORMERS[name][:1]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_list_of_sizes(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_size(entry) for entry in value)
+
+
+def _wrong_entry(name: str, key: str, config: dict[str, Any], expected: str) -> str:
+    if key not in config:
+        return f"the {name} config lacks {key}, {expected}"
+    return f"the {name} config has {key} {config[key]!r}, not {expected}"
+
+
+def _settings(maker: type[nn.Module]) -> set[str]:
+    """What the constructor of a diffusers class takes."""
+    return set(inspect.signature(maker.__init__).parameters) - {"self"}

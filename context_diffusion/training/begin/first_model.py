@@ -1,0 +1,225 @@
+"""The model that the diffusion stage begins with: a new one, a new one around a trained UNet, or a trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...checkpoint.file import load_checkpoint
+from ...checkpoint.tokenizer import tokenizer_from_json
+from ...errors import ContextDiffusionError
+from ...model.context_diffusion import ContextDiffusion
+from ...model.layout import is_adapter
+from ...model.visual_context import ContextProjector
+from ..stages.vae import load_vae
+from .attention import attention_of, block_types, with_attention, within
+from .variants import build_variant, check_variant
+
+
+def first_model(settings: dict) -> ContextDiffusion:
+    """What the settings of [diffusion] ask for, its VAE included.
+
+    Raises:
+        ContextDiffusionError: `start_from` and `pretrained` together, `keep_layout` without `pretrained`, files that
+            are missing or do not fit, or settings that the checkpoint is not of.
+    """
+    if settings.get("start_from") and settings.get("pretrained"):
+        raise ContextDiffusionError(
+            "[diffusion] start_from goes on with a model and pretrained begins a new one: give one of them"
+        )
+    if settings.get("keep_layout") and not settings.get("pretrained"):
+        raise ContextDiffusionError(
+            "[diffusion] keep_layout keeps the ControlNet of pretrained, which is not given: give pretrained, or leave "
+            "keep_layout out"
+        )
+    if settings.get("start_from"):
+        model = _continued(settings)
+    elif settings.get("pretrained"):
+        model = _around_pretrained(settings)
+    else:
+        vae = load_vae(_stage_folder("vae", settings.get("vae")))
+        model = new_model(settings, vae.config.latent_channels, _stage_folder("clip", settings.get("clip")))
+        model.vae = vae
+        return model
+    if settings.get("vae"):
+        model.vae = load_vae(settings["vae"])
+    return model
+
+
+def _stage_folder(name: str, folder: str | None) -> Path:
+    """Where an earlier stage wrote what a new model is made of."""
+    if not folder:
+        raise ContextDiffusionError(
+            f"[diffusion] {name} is not given: name the folder of the {name} stage's run, or begin with a checkpoint "
+            "by start_from or pretrained"
+        )
+    return Path(folder)
+
+
+def _continued(settings: dict) -> ContextDiffusion:
+    """The model of `start_from`, its UNet with more attention if that is asked for."""
+    model = load_checkpoint(settings["start_from"], dtype=torch.float32)
+    check_variant(model, variant_settings(settings))
+    model.unet = with_attention(model.unet, settings.get("attention", attention_of(model.unet)))
+    model.info.update(settings.get("info", {}))
+    return model
+
+
+def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> nn.Module:
+    """A UNet of ComfyUI's limits: one layer a block, groups of 32, heads of one width.
+
+    Raises:
+        ContextDiffusionError: channels that groups or heads do not divide, or another number of attentions.
+    """
+    from diffusers import UNet2DConditionModel
+
+    channels = tuple(settings.get("channels", (64, 128, 128)))
+    head_channels = settings.get("head_channels", 32)
+    attention = settings.get("attention", (False, True, True))
+    if any(width % 32 or width % head_channels for width in channels):
+        raise ContextDiffusionError(
+            f"[diffusion] channels is {list(channels)} with head_channels {head_channels}: give multiples of 32, the "
+            "UNet's groups, and of head_channels"
+        )
+    if len(attention) != len(channels):
+        raise ContextDiffusionError(
+            f"[diffusion] attention is {list(attention)} and channels {list(channels)}: give both one entry a "
+            "resolution"
+        )
+    down, up = block_types(attention)
+    return UNet2DConditionModel(
+        sample_size=settings.get("sample_size", 16),
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=down,
+        up_block_types=up,
+        cross_attention_dim=cross_attention_dim,
+        # diffusers calls it attention_head_dim and means the number of heads.
+        attention_head_dim=tuple(width // head_channels for width in channels),
+    )
+
+
+def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffusion:
+    """A fresh model around the CLIP stage's encoders; the layout encoder is the UNet's encoder's copy."""
+    from transformers import CLIPTextModel, CLIPVisionModel
+
+    try:
+        text_encoder = CLIPTextModel.from_pretrained(clip / "text_encoder", local_files_only=True)
+        image_encoder = CLIPVisionModel.from_pretrained(clip / "image_encoder", local_files_only=True)
+        tokenizer = tokenizer_from_json((clip / "tokenizer.json").read_text())
+    except OSError as error:
+        raise ContextDiffusionError(f"[diffusion] clip = {str(clip)!r}: run the clip stage first ({error})") from error
+    unet = new_unet(settings, latent_channels, text_encoder.config.hidden_size)
+    schedule = {"prediction_type": settings.get("prediction_type", "flow")}
+    return _around(settings, unet, text_encoder, tokenizer, image_encoder, schedule)
+
+
+def _around_pretrained(settings: dict) -> ContextDiffusion:
+    """A model with the UNet, encoders and VAE of another one; layout encoder and projector are new.
+
+    As the paper starts from Stable Diffusion: what the context adds is learned by a UNet that draws already. With
+    `keep_layout` the other one's ControlNet stays too, so that only the way to the context is new.
+    """
+    path = settings["pretrained"]
+    start = load_checkpoint(path, dtype=torch.float32)
+    missing = [name for name in ("vae", "text_encoder", "image_encoder") if getattr(start, name) is None]
+    if missing:
+        raise ContextDiffusionError(
+            f"[diffusion] pretrained = {path!r} has no {', '.join(missing)}: give a whole model"
+        )
+    if start.variant.cross_attention == "decoupled":
+        raise ContextDiffusionError(
+            f"[diffusion] pretrained = {path!r} has decoupled cross-attention: go on with it by start_from"
+        )
+    kept = _kept_layout(settings, start) if settings.get("keep_layout") else None
+    unet = with_attention(start.unet, settings.get("attention", attention_of(start.unet)))
+    model = _around(settings, unet, start.text_encoder, start.tokenizer, start.image_encoder, start.schedule, kept)
+    model.vae = start.vae
+    return model
+
+
+def _kept_layout(settings: dict, start: ContextDiffusion) -> nn.Module:
+    """The layout encoder of `pretrained`, which must be a ControlNet as it was trained."""
+    path, asked = settings["pretrained"], settings.get("layout", "controlnet")
+    if start.layout_encoder is None or is_adapter(start.layout_encoder):
+        raise ContextDiffusionError(
+            f"[diffusion] pretrained = {path!r} has no ControlNet and keep_layout asks for it: leave keep_layout out"
+        )
+    if asked != "controlnet":
+        raise ContextDiffusionError(
+            f"[diffusion] keep_layout keeps the ControlNet of pretrained = {path!r} and layout is {asked!r}: "
+            "leave one of them out"
+        )
+    own, attention = attention_of(start.layout_encoder), settings.get("layout_attention")
+    if attention is not None and tuple(attention) != own:
+        raise ContextDiffusionError(
+            f"[diffusion] layout_attention is {list(attention)} and the layout encoder of pretrained = {path!r} has "
+            f"{list(own)}: a kept one stays as it is, leave one of layout_attention and keep_layout out"
+        )
+    return start.layout_encoder
+
+
+def _around(
+    settings: dict,
+    unet: nn.Module,
+    text_encoder: nn.Module,
+    tokenizer: object,
+    image_encoder: nn.Module,
+    schedule: dict,
+    layout_encoder: nn.Module | None = None,
+) -> ContextDiffusion:
+    """The variant that the settings ask for, with a new projector and, unless there is one, a new layout encoder."""
+    parts = {
+        "unet": unet,
+        "projector": ContextProjector(image_encoder.config.hidden_size, text_encoder.config.hidden_size),
+        "layout_encoder": layout_encoder or new_layout_encoder(unet, settings.get("layout_attention")),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "image_encoder": image_encoder,
+        "schedule": schedule,
+        "info": settings.get("info", {}),
+    }
+    return ContextDiffusion(**build_variant(parts, variant_settings(settings)))
+
+
+def new_layout_encoder(unet: nn.Module, attention: Sequence[bool] | None = None) -> nn.Module:
+    """A ControlNetModel that begins as a copy of the UNet's encoder.
+
+    Args:
+        unet: what is copied.
+        attention: for each resolution, the finest first, whether the copy has attention; None for the UNet's own.
+
+    Raises:
+        ContextDiffusionError: another number of resolutions, or attention where the UNet has none to copy.
+    """
+    from diffusers import ControlNetModel
+
+    copy = ControlNetModel.from_unet(unet)
+    own = attention_of(unet)
+    if attention is None or tuple(attention) == own:
+        return copy
+    if not within(attention, own):
+        raise ContextDiffusionError(
+            f"[diffusion] layout_attention is {list(attention)} and the UNet's attention is {list(own)}: the layout "
+            "encoder is the UNet's copy and can only have less"
+        )
+    leaner = ControlNetModel.from_config(copy.config, down_block_types=block_types(attention)[0])
+    leaner.load_state_dict(copy.state_dict(), strict=False)
+    return leaner
+
+
+def variant_settings(settings: dict) -> dict[str, str | None]:
+    """What the config says of the ablations and the baseline; None where it is silent."""
+    return {
+        "aggregation": settings.get("aggregation"),
+        "cross_attention": settings.get("cross_attention"),
+        "context_hidden_state": settings.get("context_hidden_state"),
+        "null_context": settings.get("null_context"),
+        "layout": settings.get("layout"),
+        "baseline": settings.get("baseline"),
+    }

@@ -1,0 +1,94 @@
+"""Bad input of the pipeline: one clear line each, before the UNet is asked anything."""
+
+import pytest
+import torch
+
+from context_diffusion.errors import ContextDiffusionError
+
+from ..tiny_pipeline import make_pipe, picture, run, seeded
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """For tests that leave it as it was."""
+    return make_pipe(prediction_type="flow")
+
+
+NAN = torch.full((3, 64, 64), float("nan"))
+
+
+BAD = [
+    ({"prompt": None, "context_images": None, "query_map": None}, "nothing to go by"),
+    ({"prompt": None, "context_images": [], "query_map": None}, "nothing to go by"),
+    ({"prompt": 3}, "prompt: got int"),
+    ({"prompt": []}, "prompt: got an empty list"),
+    ({"context_images": [NAN]}, "context_images.*NaN"),
+    ({"context_images": ["a.png"]}, "context_images: got str"),
+    ({"context_images": 7}, "context_images: got int"),
+    ({"context_images": [picture(1), [picture(2)]]}, "mixes images and lists"),
+    ({"context_images": [torch.rand(4, 8, 8)]}, "channels"),
+    ({"context_weights": [1.0]}, "1 context weights for 2"),
+    ({"context_weights": [1.0, "a"]}, "context_weights: got str"),
+    ({"context_weights": 2.0}, "context_weights: got float"),
+    ({"context_weights": [0.0, 0.0]}, "not all zero"),
+    ({"query_map": NAN}, "query_map.*NaN"),
+    ({"query_map": picture(1) * 255}, "query_map.*255"),
+    ({"query_image": picture(1)}, "both query_image and query_map"),
+    ({"query_map": None, "query_image": picture(1), "map_name": "laplace"}, "laplace.*choose one of"),
+    ({"prompt": ["a", "b"], "query_map": [picture(i) for i in range(3)]}, "2 of prompt.*3 of query"),
+    ({"prompt": ["a"] * 3, "context_images": [[picture(1)], [picture(2)]]}, "3 of prompt.*2 of context"),
+    ({"context_images": [[picture(1)], [picture(2)] * 2], "aggregation": "concat"}, "concat"),
+    ({"aggregation": "max"}, "choose one of mean, sum, concat"),
+    ({"height": 60}, "height is 60.*multiples of 8 pixels.*take 64"),
+    ({"width": 0}, "width is 0"),
+    ({"text_guidance": float("nan")}, "text_guidance is nan"),
+    ({"context_guidance": float("inf")}, "context_guidance is inf"),
+    ({"text_guidance": "3"}, "text_guidance: got str"),
+    ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+    ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+    ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+    ({"image": picture(1), "strength": 0.0}, "strength is 0"),
+    ({"image": picture(1), "strength": 1.5}, "strength is 1.5"),
+    ({"image": []}, "image: got an empty list"),
+    ({"layout_strength": -1.0}, "layout_strength is -1"),
+    ({"layout_start": -0.1}, "layout_start is -0.1"),
+    ({"layout_end": 2}, "layout_end is 2"),
+    ({"output_type": "jpg"}, "output_type is 'jpg'"),
+    ({"latents": torch.randn(2, 4, 8, 8)}, r"latents: got \(2, 4, 8, 8\), expected.*\(1, 4, h, w\)"),
+    ({"latents": torch.full((1, 4, 8, 8), float("nan"))}, "latents holds NaN"),
+    ({"latents": torch.randn(1, 4, 8, 8), "height": 96}, "height is 96, but the latents make 64"),
+    ({"generator": [seeded(), seeded()]}, "2 generators for 1 images"),
+    ({"generator": 42}, "generator: got int"),
+    ({"prompt_embeds": torch.zeros(1, 77, 32)}, "both prompt and prompt_embeds"),
+    ({"prompt": None, "prompt_embeds": torch.zeros(1, 77, 31)}, "prompt_embeds: got .*31"),
+    ({"context_embeds": torch.zeros(1, 5, 32)}, "both context_images and context_embeds"),
+    ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callbacks cannot get noise"),
+]
+
+
+@pytest.mark.parametrize("changes, message", BAD, ids=["-".join(changes) for changes, _ in BAD])
+def test_bad_input_is_one_clear_line(pipe, changes, message):
+    calls = []
+    hook = pipe.unet.register_forward_pre_hook(lambda module, args: calls.append(module))
+    with pytest.raises(ContextDiffusionError, match=message) as caught:
+        run(pipe, **changes)
+    hook.remove()
+    assert "\n" not in str(caught.value)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    "part, changes, message",
+    [
+        ("image_encoder", {}, "no image encoder"),
+        ("layout_encoder", {}, "no layout encoder"),
+        ("text_encoder", {}, "no text encoder"),
+        ("vae", {"output_type": "pil"}, "no VAE"),
+        ("vae", {"image": picture(1)}, "no VAE"),
+    ],
+)
+def test_a_missing_part_is_named(part, changes, message):
+    pipe = make_pipe(prediction_type="flow")
+    setattr(pipe, part, None)
+    with pytest.raises(ContextDiffusionError, match=message):
+        run(pipe, **changes)

@@ -1,0 +1,247 @@
+"""Training configs: what is read, what is replaced, and every mistake as one clear error."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.training import config as config_module
+from context_diffusion.training.config import STAGES, load_config
+from context_diffusion.training.settings import SETTINGS
+
+GOOD = """
+[run]
+stage = "vae"
+data = "data"
+out = "runs/vae"
+steps = 10
+batch_size = 4
+learning_rate = 1
+
+[vae]
+crop = 64
+[vae.weights]
+l2 = 2.0
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "stage.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def test_values_defaults_and_the_stages_own_table(write):
+    config = load_config(write(GOOD))
+    assert (config.stage, config.steps, config.batch_size, config.learning_rate) == ("vae", 10, 4, 1)
+    assert (config.precision, config.processes, config.seed) == ("fp32", 1, 0)
+    assert config.settings == {"crop": 64, "weights": {"l2": 2.0}}
+
+
+def test_overrides_replace_and_none_leaves(write):
+    config = load_config(write(GOOD), {"steps": 3, "out": "elsewhere", "seed": None, "batch_size": None})
+    assert (config.steps, config.out, config.seed, config.batch_size) == (3, "elsewhere", 0, 4)
+
+
+@pytest.mark.parametrize(
+    "old, new, names",
+    [
+        ("steps = 10", "", ["lacks", "steps"]),
+        ("steps = 10", "steps = 0", ["steps is 0", "from 1 up"]),
+        ("steps = 10", "steps = 1.5", ["steps", "1.5", "int"]),
+        ("steps = 10", "steps = true", ["steps", "True", "int"]),
+        ("steps = 10", "steps = 10\nprocesses = 0", ["processes is 0"]),
+        ("batch_size = 4", 'batch_size = "4"', ["batch_size", "'4'", "int"]),
+        ("learning_rate = 1", 'learning_rate = "fast"', ["learning_rate", "'fast'", "float"]),
+        ("learning_rate = 1", "learning_rate = 1\nlearning_rte = 2", ["'learning_rte'", "learning_rate"]),
+        ("steps = 10", "steps = 10\nseed = -1", ["seed is -1", "from 0 up"]),
+        ("steps = 10", "steps = 10\nema_decay = 1.5", ["ema_decay is 1.5", "0 to 1"]),
+        ("crop = 64", 'crop = "64"', ["[vae] crop is '64'", "a whole number from 8"]),
+        ("crop = 64", "crop = 64.0", ["[vae] crop is 64.0", "a whole number"]),
+        ("crop = 64", "crop = true", ["[vae] crop is True", "a whole number"]),
+        ("crop = 64", "decoder_blocks = 3", ["[vae] decoder_blocks is 3", "a list of 4 entries"]),
+        ("crop = 64", "decoder_blocks = [3, 3, 3]", ["[vae] decoder_blocks is [3, 3, 3]", "4 entries"]),
+        ("crop = 64", "decoder_blocks = [3, 3, 3, 0]", ["[vae] decoder_blocks", "whole number from 1"]),
+        ("crop = 64", "transformed = 2", ["[vae] transformed is 2", "a number from 0 to 1"]),
+        ("crop = 64", "train_encoder = 0", ["[vae] train_encoder is 0", "true or false"]),
+        ("crop = 64", "start_from = 3", ["[vae] start_from is 3", "text"]),
+        ("l2 = 2.0", 'flat = "3"', ["[vae.weights] flat is '3'", "a number from 0"]),
+        ("crop = 64", "corp = 64", ["[vae]", "'corp'", "nearest is 'crop'"]),
+        ("l2 = 2.0", "gradients = 2.0", ["[vae.weights]", "'gradients'", "nearest is 'gradient'"]),
+        ("[vae.weights]\nl2 = 2.0", "weights = 2.0", ["vae.weights is 2.0", "[vae.weights]"]),
+        ('stage = "vae"', 'stage = "gan"', ["'gan'", "vae", "clip", "diffusion"]),
+        ('stage = "vae"', 'stage = "vae"\nprecision = "fp8"', ["'fp8'", "bf16"]),
+        ('stage = "vae"', 'stage = "clip"', ["[vae]", "[clip]"]),
+        ("[run]", "[run", ["not TOML"]),
+    ],
+)
+def test_mistakes(write, old, new, names):
+    path = write(GOOD.replace(old, new))
+    with pytest.raises(ContextDiffusionError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert "\n" not in message and "stage.toml" in message
+    for name in names:
+        assert name in message
+
+
+def test_what_should_be_a_table_and_is_none(write):
+    with pytest.raises(ContextDiffusionError, match="run is 3, expected a table"):
+        load_config(write("run = 3"))
+    with pytest.raises(ContextDiffusionError, match="vae is 3, expected a table"):
+        load_config(write("vae = 3\n" + GOOD[: GOOD.index("[vae]")]))
+
+
+def test_the_stages_own_table_may_be_left_out(write):
+    assert load_config(write(GOOD[: GOOD.index("[vae]")])).settings == {}
+
+
+def test_info_takes_any_names(write):
+    text = GOOD[: GOOD.index("[vae]")].replace('"vae"', '"diffusion"')
+    config = load_config(write(text + '[diffusion.info]\nname = "mine"\nof_my_own = 1\n'))
+    assert config.settings == {"info": {"name": "mine", "of_my_own": 1}}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_names_are_those_that_the_stage_reads(stage):
+    """Every `settings.get("name")` and `settings["name"]` of the stage's files, found by parsing them."""
+    folder = Path(config_module.__file__).parent
+    files = [stage, "start"] if stage == "diffusion" else [stage]
+    source = "\n".join((folder / f"{name}.py").read_text() for name in files)
+    read = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            owner, key = node.func.value, node.args[0]
+        elif isinstance(node, ast.Subscript):
+            owner, key = node.value, node.slice
+        else:
+            continue
+        if ast.unparse(owner) in ("settings", "self.settings"):
+            read.add(ast.literal_eval(key))
+    assert read == set(SETTINGS[stage])
+
+
+def test_a_file_that_is_missing_or_no_text(write, tmp_path):
+    with pytest.raises(ContextDiffusionError, match="absent.toml"):
+        load_config(tmp_path / "absent.toml")
+    with pytest.raises(ContextDiffusionError, match="stage.toml"):
+        load_config(write(b"\xff\xfe\x00"))
+
+
+def test_the_configs_of_the_bundled_model_are_in_order():
+    """Each is read without an error, and the three stages are there."""
+    folder = Path(__file__).parents[3] / "configs" / "emoji-128"
+    stages = [load_config(path).stage for path in sorted(folder.glob("*.toml"))]
+    assert stages == ["vae", "clip", "diffusion"]
+
+
+def test_the_short_recipe_makes_the_same_model():
+    """Fewer steps on fewer emoji, in folders of its own; the shape of every part is the bundled model's."""
+    folder = Path(__file__).parents[3] / "configs"
+    folders = {}
+    for path in sorted((folder / "emoji-128-quick").glob("*.toml")):
+        whole, short = load_config(folder / "emoji-128" / path.name), load_config(path)
+        if short.stage == "diffusion":
+            whole = load_config(folder / "emoji-only.toml")
+        folders[short.stage] = short.out
+        assert short.out == f"runs/emoji-128-quick/{short.stage}" != whole.out
+        assert short.data != whole.data and short.steps < whole.steps
+        changed = {name for name, value in short.settings.items() if whole.settings[name] != value}
+        assert changed == ({"vae", "clip", "pool_groups", "info"} if short.stage == "diffusion" else set())
+    assert list(folders) == ["vae", "clip", "diffusion"]
+    assert (short.settings["vae"], short.settings["clip"]) == (folders["vae"], folders["clip"])
+    assert short.settings["info"]["name"] != whole.settings["info"]["name"]
+
+
+def test_without_icons_the_model_is_the_same():
+    """What differs is which episodes are drawn, and how; nothing of the model."""
+    folder = Path(__file__).parents[3] / "configs"
+    whole, emoji = load_config(folder / "emoji-128" / "3-diffusion.toml"), load_config(folder / "emoji-only.toml")
+    assert {name for name, value in vars(emoji).items() if vars(whole)[name] != value} == {"batch_size", "settings"}
+    drawn = {"repeats", "members", "largest_k", "related", "shares"}
+    drawn |= {"pool_groups", "icons", "icon_share", "text_dropout"}
+    assert {name for name, value in emoji.settings.items() if whole.settings[name] != value} == drawn
+    assert whole.settings["icons"] and not emoji.settings["icons"]
+
+
+def test_a_base_is_what_the_file_does_not_say(write, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "base.toml").write_text(GOOD)
+    child = tmp_path / "more" / "child.toml"
+    child.write_text('base = "../base.toml"\n[run]\nsteps = 3\n[vae.weights]\nfeatures = 1.0\n')
+    config = load_config(child)
+    assert (config.steps, config.batch_size) == (3, 4)
+    assert config.settings == {"crop": 64, "weights": {"l2": 2.0, "features": 1.0}}
+    (tmp_path / "grandchild.toml").write_text('base = "more/child.toml"\n[vae]\ncrop = 8\n')
+    assert load_config(tmp_path / "grandchild.toml").settings["crop"] == 8
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [('"absent.toml"', "absent.toml"), ("3", "base is 3"), ('"stage.toml"', "stage.toml is a base of itself")],
+)
+def test_a_base_that_is_none(write, base, words):
+    with pytest.raises(ContextDiffusionError, match=words):
+        load_config(write(f"base = {base}\n" + GOOD))
+
+
+# What two runs of one budget, or of one model on two budgets, may differ in.
+NAMES = {"info"}
+START = {"pretrained", "pool", "pool_seed"}
+BUDGET = {"seed", "steps", "precision", "processes", "ema_decay", "save_every"}
+
+
+def differing(first: dict, second: dict) -> set[str]:
+    return {name for name in {*first, *second} if first.get(name) != second.get(name)}
+
+
+def run_values(config) -> dict:
+    return {key: value for key, value in vars(config).items() if key not in ("out", "settings")}
+
+
+@pytest.mark.parametrize(
+    ("folder", "others", "own"), [("ablations", 8, {"context_dropout"}), ("prompt-diffusion-128", 2, set())]
+)
+def test_what_is_compared_has_one_budget_and_differs_in_one_line(folder, others, own):
+    """But for the baseline with the dropouts of its own authors, which is three lines more."""
+    configs = Path(__file__).parents[3] / "configs"
+    bundled = load_config(configs / "emoji-only.toml")
+    default = load_config(configs / folder / "default.toml")
+    base = load_config(configs / "text-to-image-128" / "diffusion.toml")
+    assert differing(run_values(default), run_values(bundled)) <= BUDGET
+    assert differing(default.settings, bundled.settings) == NAMES | START | own
+    # All begin with the text to image model, whose episodes they draw from in an order of their own.
+    assert default.settings["pretrained"] == f"{base.out}/{base.settings['info']['name']}.safetensors"
+    assert default.settings["pool"] == f"{base.out}/pool"
+    assert default.settings["pool_seed"] == base.seed != default.seed
+    compared = {path.stem: load_config(path) for path in (configs / folder).glob("*.toml") if path.stem != "default"}
+    assert len(compared) == others
+    for name, config in compared.items():
+        assert run_values(config) == run_values(default), name
+        changed = differing(config.settings, default.settings) - NAMES
+        if name == "own-dropouts":
+            assert changed == {"baseline", "text_dropout", "context_dropout", "query_dropout"}
+        else:
+            assert len(changed) == 1, name
+    every = [base, default, *compared.values()]
+    assert len({(config.out, config.settings["info"]["name"]) for config in every}) == len(every)
+
+
+def test_the_text_to_image_model_is_the_bundled_ones_without_layout_and_context():
+    configs = Path(__file__).parents[3] / "configs"
+    bundled = load_config(configs / "emoji-only.toml")
+    base = load_config(configs / "text-to-image-128" / "diffusion.toml")
+    assert differing(run_values(base), run_values(bundled)) <= BUDGET
+    assert differing(base.settings, bundled.settings) == NAMES | {"layout", "text_dropout", "context_dropout"}
+    assert (base.settings["layout"], base.settings["context_dropout"]) == ("none", 1.0)
+
+
+def test_every_config_of_the_project_is_in_order():
+    """Names and values alike: the checks must not refuse what the documents tell to run."""
+    for path in sorted((Path(__file__).parents[3] / "configs").rglob("*.toml")):
+        load_config(path)
