@@ -177,6 +177,7 @@ def commands(document):
         ("README.md", 10, {"generate", "info", "data", "train", "evaluate"}),
         ("docs/ablations.md", 3, {"train"}),
         ("docs/evaluation.md", 10, {"data", "train", "evaluate"}),
+        ("docs/training.md", 11, {"data", "train"}),
     ],
 )
 def test_commands_of_the_documents_are_understood(document, least, kinds):

@@ -1,4 +1,4 @@
-"""The README's short recipe, run as it stands there: every stage leaves a result better than untrained weights.
+"""The short recipe of docs/training.md, run as it stands there: every stage leaves a result better than untrained weights.
 
 A few minutes on two cores. What is measured is measured here and not by the training loop: the results are read
 from their files and compared, on emoji that training never saw, with weights of the same shape that never trained.
@@ -41,13 +41,13 @@ FETCHING = {
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.name == "nt", reason="the README's commands are for a POSIX shell"),
+    pytest.mark.skipif(os.name == "nt", reason="the recipe's commands are for a POSIX shell"),
 ]
 
 
 def recipe_commands():
-    """The commands between the README's markers, one string each."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The commands between the page's markers, one string each."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- recipe commands -->\s*```bash\n(.*?)```\s*<!-- end of recipe commands -->", text, re.S)
     lines = block[1].replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
