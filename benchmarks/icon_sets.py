@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.choices import SAMPLERS
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.metrics import rmse, squared_error
 from context_diffusion.evaluation.statistics import ratio_of_means, rmse_ratio
 from context_diffusion.images import image_grid, save_image
 from context_diffusion.maps import make_map
-from context_diffusion.sampling.flow import SAMPLERS, FlowSampler, SamplingBatch
+from context_diffusion.sampling.flow import FlowSampler, SamplingBatch
 
 from .heldout_loss import losses_of
 

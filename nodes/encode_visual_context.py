@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..context_diffusion.choices import AGGREGATIONS, FITS
 from .category import CATEGORY
 
 _MAX_IMAGES = 16
@@ -62,7 +63,7 @@ class ContextDiffusionEncodeVisualContext(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "fit",
-                    options=["crop", "pad", "stretch"],
+                    options=list(FITS),
                     default="crop",
                     tooltip="How an image that is not square becomes what the encoder takes. crop: its middle; pad: "
                     "all of it, on a ground of its border's average color; stretch: all of it, out of proportion. "
@@ -70,7 +71,7 @@ class ContextDiffusionEncodeVisualContext(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "aggregation",
-                    options=["mean", "sum", "concat"],
+                    options=list(AGGREGATIONS),
                     default="mean",
                     advanced=True,
                     tooltip="How the images are joined. mean: the weighted average (what the model was trained with); "

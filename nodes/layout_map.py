@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..context_diffusion import choices
 from .category import CATEGORY
 
 # What the list shows, and the core's name for it.
-MAPS = {
-    "none": "none",
-    "canny": "canny",
-    "soft edge": "softedge",
-    "segmentation": "segmentation",
-    "depth": "depth",
-    "normal": "normal",
-    "scribble": "scribble",
-}
+MAPS = {label: name for name, label in choices.MAPS.items()}
 MAP_TOOLTIP = (
     "What the image is reduced to. none: it is a map already; canny: thin lines; soft edge: grey edges; segmentation: "
     "flat regions; depth and normal: of the silhouette, blown up; scribble: thick lines."

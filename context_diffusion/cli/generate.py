@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..choices import AGGREGATIONS, FITS, MAPS
 from ..errors import ContextDiffusionError
 from ..model.latents import vae_scale_factor
 from ..pretrained import DEFAULT_MODEL, find_model
@@ -18,12 +19,6 @@ from .parser import new_command, number, whole_number
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-# The names in `maps.MAPS`, `images.FITS` and `visual_context.AGGREGATIONS`: repeated here because those
-# modules import torch, which takes longer than the rest of `--help`. A test compares them.
-MAP_NAMES = ("none", "canny", "softedge", "segmentation", "depth", "normal", "scribble")
-FIT_NAMES = ("crop", "pad", "stretch")
-AGGREGATION_NAMES = ("mean", "sum", "concat")
 
 # Images sampled in one go: more would need memory and save little time.
 _AT_ONCE = 8
@@ -61,7 +56,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     what.add_argument(
         "--aggregation",
-        choices=AGGREGATION_NAMES,
+        choices=AGGREGATIONS,
         help="how context images are joined (as the model was trained: mean)",
     )
     what.add_argument(
@@ -72,7 +67,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="image whose layout to keep; of several, each gets its own",
     )
     what.add_argument(
-        "--map", choices=MAP_NAMES, help="what to take of the query; none: the query is a map already (none)"
+        "--map", choices=tuple(MAPS), help="what to take of the query; none: the query is a map already (none)"
     )
     what.add_argument("--prompt", metavar="TEXT", help="what to draw, in words")
     what.add_argument("--negative-prompt", metavar="TEXT", help="what to keep away from, in words")
@@ -81,9 +76,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="NAME",
         help="inputs that came with the package; `context-diffusion info` lists them",
     )
-    what.add_argument(
-        "--fit", choices=FIT_NAMES, default="crop", help="how images of other proportions are fitted (crop)"
-    )
+    what.add_argument("--fit", choices=FITS, default="crop", help="how images of other proportions are fitted (crop)")
 
     how = parser.add_argument_group("how to draw it")
     how.add_argument(

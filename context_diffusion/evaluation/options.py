@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..choices import SAMPLERS, SAMPLING_PRECISIONS
 from ..errors import ContextDiffusionError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     """--precision, of the model that makes the images; what is measured of them is fp32 in any case."""
     parser.add_argument(
         "--precision",
-        choices=("fp32", "bf16_matmul"),
+        choices=SAMPLING_PRECISIONS,
         default="fp32",
         help="bf16_matmul: linear and convolution layers multiply in bf16, faster on CPUs with bf16 instructions",
     )
@@ -26,10 +27,9 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """--steps, --sampler and --guidance: how the images are sampled."""
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
-    # The names are sampling.flow.SAMPLERS, which is not read here: it would bring torch to every --help.
     parser.add_argument(
         "--sampler",
-        choices=("lcm", "euler"),
+        choices=SAMPLERS,
         default="lcm",
         help="lcm: every step goes on with new noise; euler: a flow's plain steps (default lcm)",
     )

@@ -2,14 +2,13 @@
 
 from ..devices import pick_device, pick_dtype
 from .check import check_images
-from .fit import FITS, check_size, fit_image, parse_color
+from .fit import check_size, fit_image, parse_color
 from .grid import image_grid
 from .load import IMAGE_SUFFIXES, image_from_pil, list_images, load_image_as_tensor
 from .save import check_image_path, save_image, to_pil
 from .statistics import calculate_mean_std
 
 __all__ = [
-    "FITS",
     "IMAGE_SUFFIXES",
     "calculate_mean_std",
     "check_image_path",

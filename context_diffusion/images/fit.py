@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..choices import FITS
 from ..errors import ContextDiffusionError
 from .check import check_images
-
-FITS = ("crop", "pad", "stretch")
 
 Color = str | Sequence[float]
 Size = int | tuple[int, int]

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..choices import FITS
 from ..errors import ContextDiffusionError
-from .fit import FITS, Color, Size, check_size, fit_image, parse_color
+from .fit import Color, Size, check_size, fit_image, parse_color
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -25,14 +25,9 @@ def none(images: Tensor) -> Tensor:
     return images
 
 
+# By the names of `choices.MAPS`.
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": none,
-    "canny": canny,
-    "softedge": softedge,
-    "segmentation": segmentation,
-    "depth": depth,
-    "normal": normal,
-    "scribble": scribble,
+    each.__name__: each for each in (none, canny, softedge, segmentation, depth, normal, scribble)
 }
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..choices import AGGREGATIONS
 from ..errors import ContextDiffusionError
-from .visual_context import AGGREGATIONS, HIDDEN_STATES
+from .visual_context import HIDDEN_STATES
 
 CROSS_ATTENTIONS = ("concatenated", "decoupled")
 NULL_CONTEXTS = ("zeros", "black")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..choices import AGGREGATIONS
 from ..errors import ContextDiffusionError
 
-AGGREGATIONS = ("mean", "sum", "concat")
 HIDDEN_STATES = ("last", "penultimate")
 
 # The statistics every CLIP image encoder was trained with, per channel of an RGB image in [0, 1].

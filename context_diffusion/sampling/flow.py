@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..choices import SAMPLERS
 from ..errors import ContextDiffusionError
 from ..model.guidance import FULL, NULL, branch_weights, guide
 from ..model.latents import vae_scale_factor
@@ -48,10 +49,6 @@ class Sampler(Protocol):
         ...
 
 
-# What a step does with the clean image it predicts, by the host's names.
-SAMPLERS = ("lcm", "euler")
-
-
 class FlowSampler:
     """Steps of a rectified flow from s = 1 to 0 in equal parts, with classifier-free guidance.
 
@@ -66,7 +63,7 @@ class FlowSampler:
         steps: of the sampler.
         text_guidance: g_txt.
         context_guidance: g_ctx.
-        sampler: one of `SAMPLERS`.
+        sampler: one of `choices.SAMPLERS`.
 
     Raises:
         ContextDiffusionError: the model predicts something else than a flow, the number of steps is not

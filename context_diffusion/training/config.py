@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ..choices import PRECISIONS
 from ..errors import ContextDiffusionError
 from .settings import ANYTHING, RUN_RANGES, SETTINGS, Kind
 
@@ -17,7 +18,6 @@ else:
     import tomli as tomllib
 
 STAGES = ("vae", "clip", "diffusion")
-PRECISIONS = ("fp32", "bf16", "bf16_matmul")
 
 
 @dataclass

@@ -10,21 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from context_diffusion.choices import FITS
 from context_diffusion.cli import generate
-from context_diffusion.images import FITS
-from context_diffusion.maps import MAPS, make_map
-from context_diffusion.model.visual_context import AGGREGATIONS
+from context_diffusion.maps import make_map
 
 from ..tiny import IMAGE_SIZE
 from .words import files, pixels
 
 ROOT = Path(__file__).parents[3]
-
-
-def test_choices_are_those_of_the_library():
-    assert tuple(MAPS) == generate.MAP_NAMES
-    assert tuple(FITS) == generate.FIT_NAMES
-    assert tuple(AGGREGATIONS) == generate.AGGREGATION_NAMES
 
 
 @pytest.mark.parametrize("left_out", ["context", "query", "prompt", "none of them"])
