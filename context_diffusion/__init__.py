@@ -9,7 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ContextDiffusion": "model.context_diffusion",
+    # Where its constructor from Stable Diffusion is given to it.
+    "ContextDiffusion": "checkpoint.import_stable_diffusion",
     "ContextDiffusionError": "errors",
     "ContextDiffusionPipeline": "sampling.pipeline",
     "calculate_mean_std": "images",

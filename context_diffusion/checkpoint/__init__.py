@@ -1,0 +1,4 @@
+"""One file <-> one model.
+
+Imports `model` and the ground.
+"""

@@ -216,3 +216,14 @@ def _schedule(folder: Path) -> dict[str, Any]:
             f"{file} has prediction_type {schedule['prediction_type']!r}: use {', '.join(PREDICTION_TYPES)}"
         )
     return schedule
+
+
+def _from_stable_diffusion(
+    cls: type[ContextDiffusion], stable_diffusion: str | Path, clip: str | Path, **options: Any
+) -> ContextDiffusion:
+    """Start from a StableDiffusionPipeline folder and a CLIPModel folder, see `build_from_stable_diffusion`."""
+    return build_from_stable_diffusion(stable_diffusion, clip, **options)
+
+
+# `context_diffusion.ContextDiffusion` comes by way of this module: the model itself knows nothing of files.
+ContextDiffusion.from_stable_diffusion = classmethod(_from_stable_diffusion)  # type: ignore[attr-defined]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from ..errors import ContextDiffusionError
 from ..files import write_atomically
-from .sources.render import render_file
 
 
 def open_folder(out: Path, size: int) -> None:
@@ -33,30 +30,6 @@ def open_folder(out: Path, size: int) -> None:
             raise ContextDiffusionError(
                 f"{out / 'images'} holds images of {image.width} pixels and --size is {size}: give another --out folder"
             )
-
-
-def render_missing(
-    out: Path, jobs: Sequence[tuple[bytes, Path, int]], workers: int, what: str, quiet: bool | None = None
-) -> None:
-    """Render the pictures whose files are not there yet.
-
-    Args:
-        out: the data set's folder.
-        jobs: see `render.render_file`.
-        workers: processes.
-        what: for the progress bar.
-        quiet: hide it; None hides it off a terminal.
-    """
-    missing = [job for job in jobs if not job[1].exists()]
-    for folder in {path.parent for _, path, _ in missing}:
-        folder.mkdir(parents=True, exist_ok=True)
-    if missing:
-        # An earlier, smaller data set would no longer be right.
-        (out / "index.json").unlink(missing_ok=True)
-    with ProcessPoolExecutor(workers) as pool:
-        done = pool.map(render_file, missing, chunksize=16)
-        for _ in tqdm(done, desc=f"render {what}", total=len(missing), disable=quiet):
-            pass
 
 
 def write_index(out: Path, index: dict, attribution: str) -> None:

@@ -1,0 +1,4 @@
+"""Networks of others that measure images or weigh a loss.
+
+Imports the ground.
+"""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -91,17 +90,6 @@ class ContextDiffusion(nn.Module):
         self.image_encoder = image_encoder
         self.schedule = {**DEFAULT_SCHEDULE, **(schedule or {})}
         self.info = dict(info or {})
-
-    @classmethod
-    def from_stable_diffusion(cls, stable_diffusion: str | Path, clip: str | Path, **options: Any) -> ContextDiffusion:
-        """Start from a StableDiffusionPipeline folder and a CLIPModel folder on disk.
-
-        Layout encoder and projector are fresh; see `import_stable_diffusion.build_from_stable_diffusion` for
-        the options and the errors.
-        """
-        from ..checkpoint.import_stable_diffusion import build_from_stable_diffusion
-
-        return build_from_stable_diffusion(stable_diffusion, clip, **options)
 
     @property
     def context_tokens(self) -> int:

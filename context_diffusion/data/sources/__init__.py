@@ -1,0 +1,4 @@
+"""Where pictures come from: pinned packages and what renders them.
+
+Imports `data.index` and the ground.
+"""

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...errors import ContextDiffusionError
-from ..index import attribution_text, open_folder, render_missing, write_index
+from ..index import attribution_text, open_folder, write_index
 from .emoji_styles import (
     CAPTION_PACKAGES,
     EMOJIBASE,
@@ -24,6 +24,7 @@ from .emoji_styles import (
     slug_table,
 )
 from .packages import fetch_package, read_archive
+from .render import render_missing
 
 logger = logging.getLogger(__name__)
 

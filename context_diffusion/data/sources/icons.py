@@ -14,10 +14,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...errors import ContextDiffusionError
-from ..index import attribution_text, open_folder, read_index, render_missing, write_index
+from ..index import attribution_text, open_folder, read_index, write_index
 from .icon_styles import ICON_SETS, IconSet
 from .iconify import IconSheet, read_sheet
 from .packages import fetch_package
+from .render import render_missing
 
 SUBSET_SEED = "context-diffusion icons subset 1"
 # A subgroup is what episodes draw runs of four from.

@@ -1,0 +1,4 @@
+"""In-context episodes: who is whose context, and the pool that keeps them ready.
+
+Imports `data`, `maps` and `model`.
+"""
