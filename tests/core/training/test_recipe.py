@@ -1,4 +1,4 @@
-"""The short recipe of docs/training.md, run as it stands there: every stage leaves a result better than untrained weights.
+"""The short recipe of docs/training.md, run as it stands there: every stage does better than untrained weights.
 
 A few minutes on two cores. What is measured is measured here and not by the training loop: the results are read
 from their files and compared, on emoji that training never saw, with weights of the same shape that never trained.
