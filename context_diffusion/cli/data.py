@@ -7,8 +7,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..ranges import whole_number
 from .outputs import check_writable
-from .parser import Parser, new_command, whole_number
+from .parser import Parser, new_command
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:

@@ -12,9 +12,10 @@ from ..choices import AGGREGATIONS, FITS, MAPS
 from ..errors import ContextDiffusionError
 from ..model.latents import vae_scale_factor
 from ..pretrained import DEFAULT_MODEL, find_model
+from ..ranges import number, whole_number
 from .inputs import Inputs, collect_inputs
 from .outputs import check_writable, numbered, one_a_query
-from .parser import new_command, number, whole_number
+from .parser import new_command
 
 if TYPE_CHECKING:
     import torch

@@ -1,9 +1,8 @@
-"""What `--help` shows, and arguments that are numbers in a range."""
+"""What `--help` shows."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -60,37 +59,3 @@ def new_command(commands: argparse._SubParsersAction, name: str, run: Callable, 
     parser.set_defaults(run=run)
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     return parser
-
-
-def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argument type: a whole number from `low` to `high`."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < low or (high is not None and value > high):
-            limits = f"{low} or more" if high is None else f"{low} to {high}"
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number, {limits}")
-        return value
-
-    return convert
-
-
-def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
-    """An argument type: a finite number from `low` to `high`."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and low <= value <= high):
-            limits = (
-                "" if low == -math.inf else f", {low:g} or more" if high == math.inf else f" in [{low:g}, {high:g}]"
-            )
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected a number{limits}")
-        return value
-
-    return convert

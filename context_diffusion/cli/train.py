@@ -8,7 +8,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from .parser import new_command, whole_number
+from ..ranges import whole_number
+from .parser import new_command
 
 _EPILOG = """\
 A run that was stopped, or killed, goes on from its last saved state when the same command is given again.

@@ -17,7 +17,8 @@ from ..model.context_diffusion import ContextDiffusion
 from ..model.layout import query_factor
 from ..model.variants import Variant
 from ..model.visual_context import encode_visual_context
-from .inputs import check_count, check_embeds, check_finite, read_context, read_images, read_prompts
+from ..ranges import whole_number
+from .inputs import check_embeds, check_finite, read_context, read_images, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ class EncodingMixin:
             if side is None:
                 sides.append(own)
                 continue
-            check_count(side, name)
+            whole_number(1).check(**{name: side})
             if side % factor:
                 nearest = max(1, round(side / factor)) * factor
                 raise ContextDiffusionError(

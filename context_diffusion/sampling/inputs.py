@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 from ..errors import ContextDiffusionError
 from ..images import check_images, image_from_pil
 from ..model.visual_context import clip_crop
+from ..ranges import number
 
 
 def read_images(value: object, name: str) -> list[Tensor]:
@@ -90,8 +89,8 @@ def read_context(
         per_row = list(weights)
     else:
         per_row = [weights] * len(rows)
-    for number in (number for numbers in per_row for number in numbers or []):
-        check_numbers(context_weights=number)
+    for weight in (weight for numbers in per_row for weight in numbers or []):
+        number().check(context_weights=weight)
     return [
         (row, list(numbers) if row and numbers is not None else None)
         for row, numbers in zip(rows, per_row, strict=True)
@@ -134,32 +133,6 @@ def common_batch(**inputs: Sequence | Tensor | None) -> int:
         listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
         raise ContextDiffusionError(f"batch sizes do not match: {listed}; give one, or {batch}, of each")
     return batch
-
-
-def check_numbers(*, low: float = -math.inf, high: float = math.inf, **values: object) -> None:
-    """Finite numbers in [low, high], each under its name.
-
-    Raises:
-        ContextDiffusionError: anything else.
-    """
-    expected = "a finite number" + (f" in [{low:g}, {high:g}]" if high < math.inf else "")
-    if high == math.inf and low > -math.inf:
-        expected += f", {low:g} or more"
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise ContextDiffusionError(f"{name}: got {type(value).__name__}, expected {expected}")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise ContextDiffusionError(f"{name} is {value}, expected {expected}")
-
-
-def check_count(value: object, name: str) -> None:
-    """A whole number, 1 or more.
-
-    Raises:
-        ContextDiffusionError: anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ContextDiffusionError(f"{name} is {value!r}, expected a whole number, 1 or more")
 
 
 def check_embeds(value: object, name: str, width: int) -> None:

@@ -31,12 +31,11 @@ from ..model.latents import vae_scale_factor
 from ..model.layout import Layout, repeat_rows
 from ..model.visual_context import ContextProjector
 from ..projector import PretrainedContextProjector
+from ..ranges import number, whole_number
 from .encoding import EncodingMixin
 from .inputs import (
-    check_count,
     check_embeds,
     check_generator,
-    check_numbers,
     common_batch,
     read_images,
     read_prompts,
@@ -282,12 +281,10 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
             raise ContextDiffusionError("nothing to go by: give a prompt, context images or a query image")
         starts = read_images(image, "image") if image is not None else None
 
-        check_count(num_inference_steps, "num_inference_steps")
-        check_count(num_images_per_prompt, "num_images_per_prompt")
-        check_numbers(text_guidance=text_guidance, context_guidance=context_guidance)
-        check_numbers(low=0, layout_strength=layout_strength)
-        check_numbers(low=0, high=1, layout_start=layout_start, layout_end=layout_end)
-        check_numbers(low=0, high=1, eta=eta, strength=strength)
+        whole_number(1).check(num_inference_steps=num_inference_steps, num_images_per_prompt=num_images_per_prompt)
+        number().check(text_guidance=text_guidance, context_guidance=context_guidance)
+        number(0).check(layout_strength=layout_strength)
+        number(0, 1).check(layout_start=layout_start, layout_end=layout_end, eta=eta, strength=strength)
         if strength == 0:
             raise ContextDiffusionError("strength is 0, expected a number in (0, 1]: 0 gives the image back")
         self._check_output(output_type, image is not None, callback_on_step_end_tensor_inputs)
