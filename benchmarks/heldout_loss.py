@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.protocol import PARTS, Case, contexts, heldout_cases, queries, truths
 from context_diffusion.evaluation.statistics import Interval, ratio_of_means

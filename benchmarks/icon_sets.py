@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.choices import SAMPLERS
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.metrics import rmse, squared_error

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.precision import multiply_in_bf16
 from context_diffusion.pretrained import bundled_model_path
 from context_diffusion.training.begin.variants import freeze_unused

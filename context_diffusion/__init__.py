@@ -15,11 +15,11 @@ _HOMES = {
     "ContextDiffusionPipeline": "sampling.pipeline",
     "calculate_mean_std": "images",
     "load_image_as_tensor": "images",
-    "load_checkpoint": "checkpoint.file",
+    "load_checkpoint": "checkpoint.read",
     "make_map": "maps",
     "pick_device": "devices",
     "pick_dtype": "devices",
-    "save_checkpoint": "checkpoint.file",
+    "save_checkpoint": "checkpoint.write",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -17,10 +17,10 @@ from torch import Tensor
 from ..errors import ContextDiffusionError
 from ..model.context_diffusion import DEFAULT_SCHEDULE
 from ..model.variants import Variant
-from .file import TOKENIZER_KEY, read_config
 from .header import read_header
 from .native import find_native_limits
 from .parts import PARTS, find_misfits
+from .read import TOKENIZER_KEY, read_config
 
 
 @dataclass(frozen=True)

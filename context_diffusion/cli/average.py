@@ -30,7 +30,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load, average, save."""
-    from ..checkpoint.file import load_checkpoint, save_checkpoint
+    from ..checkpoint.read import load_checkpoint
+    from ..checkpoint.write import save_checkpoint
     from ..pretrained import find_model
     from ..training.begin.average import average_models, replace_vae
     from ..training.stages.vae import load_vae

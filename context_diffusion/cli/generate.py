@@ -165,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(files[0])
 
     model_path = find_model(arguments.model)
-    from ..checkpoint.file import read_metadata
+    from ..checkpoint.read import read_metadata
     from ..devices import pick_device, pick_dtype
     from ..images import load_image_as_tensor, save_image
 

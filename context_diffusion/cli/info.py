@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.model is not None:
         print("\n".join(describe_model(arguments.model)))
         return 0
-    from ..checkpoint.file import read_metadata
+    from ..checkpoint.read import read_metadata
     from ..pretrained.examples import load_examples
 
     print("bundled models:")
@@ -52,7 +52,7 @@ def describe_model(name_or_file: str) -> list[str]:
     Raises:
         ContextDiffusionError: no such model, or not a checkpoint.
     """
-    from ..checkpoint.file import read_metadata
+    from ..checkpoint.read import read_metadata
 
     path = find_model(name_or_file)
     metadata = read_metadata(path)

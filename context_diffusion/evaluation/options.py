@@ -40,7 +40,7 @@ def load_for_sampling(path: Path, precision: str) -> ContextDiffusion:
     """A checkpoint in fp32, its products in bf16 if the precision (see `add_precision`) says so."""
     import torch
 
-    from ..checkpoint.file import load_checkpoint
+    from ..checkpoint.read import load_checkpoint
     from ..precision import multiply_in_bf16
 
     # Convolutions on CPUs, where this often runs, are faster over this layout.

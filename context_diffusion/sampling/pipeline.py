@@ -154,7 +154,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
         Raises:
             ContextDiffusionError: no such file or name, not such a checkpoint, or an unknown part.
         """
-        from ..checkpoint.file import load_checkpoint
+        from ..checkpoint.read import load_checkpoint
         from ..pretrained import find_model
 
         unknown = sorted(set(parts) - set(cls._optional_components))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.checkpoint.style import load_style
 from context_diffusion.images import load_image_as_tensor
 from context_diffusion.model.visual_context import clip_preprocess

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from context_diffusion.checkpoint.file import load_checkpoint, read_metadata
 from context_diffusion.checkpoint.native import check_native_limits
+from context_diffusion.checkpoint.read import load_checkpoint, read_metadata
 from context_diffusion.cli import main
 from context_diffusion.images import load_image_as_tensor
 from context_diffusion.pretrained import DEFAULT_MODEL, bundled_model_path, bundled_models

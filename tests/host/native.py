@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from context_diffusion.checkpoint.file import load_checkpoint, save_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
+from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.model.context_diffusion import ContextDiffusion
 from context_diffusion.pretrained import bundled_model_path
 from tests.core.tiny import TEXT_WIDTH, taesd_vae, tiny_model

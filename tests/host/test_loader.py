@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from context_diffusion.checkpoint.file import load_checkpoint, save_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
+from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.images import load_image_as_tensor
 from context_diffusion.model.latents import encode_images
 from context_diffusion.pretrained import bundled_model_path

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...checkpoint.file import load_checkpoint
+from ...checkpoint.read import load_checkpoint
 from ...checkpoint.tokenizer import tokenizer_from_json
 from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion

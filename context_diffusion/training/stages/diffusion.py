@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...checkpoint.file import save_checkpoint
+from ...checkpoint.write import save_checkpoint
 from ...data.library import EmojiLibrary
 from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion

@@ -2,7 +2,7 @@
 
 import pytest
 
-from context_diffusion.checkpoint.file import save_checkpoint
+from context_diffusion.checkpoint.write import save_checkpoint
 
 from ..tiny import tiny_model
 

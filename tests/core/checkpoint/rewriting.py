@@ -6,7 +6,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 
 

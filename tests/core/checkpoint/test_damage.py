@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from context_diffusion.checkpoint.file import load_checkpoint, read_metadata
 from context_diffusion.checkpoint.parts import PARTS
+from context_diffusion.checkpoint.read import load_checkpoint, read_metadata
 from context_diffusion.cli import main
 from context_diffusion.errors import ContextDiffusionError
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from context_diffusion.checkpoint.file import save_checkpoint
 from context_diffusion.checkpoint.native import check_native_limits
+from context_diffusion.checkpoint.write import save_checkpoint
 
 from ..tiny import taesd_vae, tiny_model
 

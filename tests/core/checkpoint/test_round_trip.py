@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from context_diffusion.checkpoint.file import load_checkpoint, read_metadata, save_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint, read_metadata
+from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 
 from ..tiny import taesd_vae, tiny_model, tiny_unet

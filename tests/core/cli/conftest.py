@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from context_diffusion.checkpoint.file import save_checkpoint
+from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.cli import generate, main
 
 from ..tiny import tiny_model

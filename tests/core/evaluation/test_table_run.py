@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from context_diffusion.checkpoint.file import save_checkpoint
+from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.cli import main
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation import summary

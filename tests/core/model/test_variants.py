@@ -7,9 +7,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from context_diffusion.checkpoint.file import load_checkpoint, read_metadata, save_checkpoint
 from context_diffusion.checkpoint.native import check_native_limits
+from context_diffusion.checkpoint.read import load_checkpoint, read_metadata
 from context_diffusion.checkpoint.stored import read_stored
+from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.model.context_diffusion import ContextDiffusion
 from context_diffusion.model.variants import Variant

@@ -133,7 +133,7 @@ def test_save_and_load_with_a_variant_and_a_dtype(tmp_path, pipe):
 
 
 def test_single_file_round_trip(tmp_path, pipe):
-    from context_diffusion.checkpoint.file import save_checkpoint
+    from context_diffusion.checkpoint.write import save_checkpoint
 
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(pipe.to_model(), path)

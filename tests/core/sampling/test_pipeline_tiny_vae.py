@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from context_diffusion.checkpoint.file import save_checkpoint
+from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.sampling.pipeline import ContextDiffusionPipeline
 
 from ..tiny import taesd_vae, tiny_model

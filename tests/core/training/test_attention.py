@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from context_diffusion.checkpoint.file import load_checkpoint
 from context_diffusion.checkpoint.native import check_native_limits
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.model.decoupled import decouple
 from context_diffusion.training.begin.attention import attention_of, with_attention

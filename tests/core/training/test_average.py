@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from context_diffusion.checkpoint.file import load_checkpoint, save_checkpoint
 from context_diffusion.checkpoint.parts import present_parts
+from context_diffusion.checkpoint.read import load_checkpoint
+from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.cli import main
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training.begin.average import average_models, replace_vae, same_latents

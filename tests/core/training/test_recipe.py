@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.heldout import Chunk, make_chunk
 from context_diffusion.evaluation.metrics import psnr, rmse

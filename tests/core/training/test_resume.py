@@ -119,7 +119,7 @@ def test_diffusion_stage_resumes_to_the_same_bits_and_its_result_loads(data, tmp
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
     assert len(list((whole / "samples").iterdir())) == 1
 
-    from context_diffusion.checkpoint.file import load_checkpoint
+    from context_diffusion.checkpoint.read import load_checkpoint
 
     model = load_checkpoint(whole / "tiny.safetensors")
     # The result is the averaged weights, in half precision.
@@ -393,7 +393,7 @@ def test_models_that_only_the_pipeline_samples_train_past_a_grid(data, tmp_path,
     config.sample_every = 1
     config.settings["prediction_type"] = kind
     train(config, DiffusionStage(config))
-    from context_diffusion.checkpoint.file import load_checkpoint
+    from context_diffusion.checkpoint.read import load_checkpoint
 
     assert load_checkpoint(tmp_path / "run" / "tiny.safetensors").schedule["prediction_type"] == kind
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from context_diffusion.checkpoint.file import load_checkpoint
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training.begin.attention import attention_of
 from context_diffusion.training.episodes.groups import draw_examples

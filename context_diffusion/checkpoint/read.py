@@ -1,116 +1,34 @@
-"""One .safetensors file <-> one ContextDiffusion."""
+"""One .safetensors file -> one ContextDiffusion."""
 
 from __future__ import annotations
 
-import datetime
 import json
-import logging
-import os
-import secrets
-import stat
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import ContextDiffusionError
 from ..model.context_diffusion import PREDICTION_TYPES, ContextDiffusion
 from ..model.variants import Variant
 from .header import Header, TensorEntry, read_header
-from .native import check_native_limits
 from .parts import (
     PARTS,
     build_part,
     check_config,
-    describe_part,
     file_keys,
     fill_buffers,
     misfits,
     needed_parts,
-    present_parts,
 )
-from .tokenizer import tokenizer_from_json, tokenizer_to_json
-
-logger = logging.getLogger(__name__)
+from .tokenizer import tokenizer_from_json
 
 FORMAT_VERSION = 1
-ARCHITECTURE = "context-diffusion-v1"
 
-_CONFIG_KEY = "context_diffusion.config"
+CONFIG_KEY = "context_diffusion.config"
 TOKENIZER_KEY = "context_diffusion.tokenizer"
 
-# Entries of `ContextDiffusion.info` that the field's model-card metadata has a name for.
-_MODELSPEC = (
-    "title",
-    "license",
-    "description",
-    "author",
-    "date",
-    "tags",
-    "usage_hint",
-    "thumbnail",
-    "merged_from",
-)
-
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtype | None = None) -> Path:
-    """Write a model as one .safetensors file, whole or not at all.
-
-    The file is written beside its place, synced to disk and renamed: what was there before stays until the
-    new file is complete. A model that ComfyUI's own classes cannot run (see `check_native_limits`) is saved
-    with a warning, since it works everywhere else.
-
-    Args:
-        model: its parts, schedule, info and tokenizer are written; parts that are None are left out.
-        path: ends in .safetensors; its folder is made when it is not there.
-        dtype: of the floating-point weights in the file; None keeps each weight's own.
-
-    Returns:
-        The path.
-
-    Raises:
-        ContextDiffusionError: a wrong suffix, weights that are not finite (in `dtype`), parts that do not fit
-            each other, info that JSON cannot hold, or a folder that cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ContextDiffusionError(f"{path} does not end in .safetensors: a checkpoint is written in that format only")
-    if path.is_dir():
-        raise ContextDiffusionError(f"{path} is a folder: give the name of a .safetensors file")
-    problems = misfits(model)
-    if problems:
-        raise ContextDiffusionError(f"{path} is not saved: {problems[0]}")
-    limits = check_native_limits(model)
-    if limits:
-        logger.warning("%s will not load as native ComfyUI objects: %s", path.name, "; ".join(limits))
-    metadata, tensors = _metadata(model), _tensors(model, dtype)
-    # A link to the file stays a link.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # safetensors makes files that only their owner reads: keep what the folder and the user ask for.
-        temporary.touch()
-        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
-        save_file(tensors, temporary, metadata=metadata)
-        _sync(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ContextDiffusionError(f"{path} cannot be written: {reason}; choose another place or make room") from error
-    finally:
-        # After success it has its new name; where the folder could not be made there never was one.
-        if temporary.exists():
-            temporary.unlink()
-    return path
 
 
 def load_checkpoint(
@@ -190,69 +108,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _metadata(model: ContextDiffusion) -> dict[str, str]:
-    config = {"format_version": FORMAT_VERSION}
-    config |= {name: describe_part(name, module) for name, module in present_parts(model).items()}
-    if model.variant.changes():
-        config["variant"] = model.variant.changes()
-    config |= {"schedule": model.schedule, "info": model.info}
-    try:
-        metadata = {_CONFIG_KEY: json.dumps(config)}
-    except (TypeError, ValueError) as error:
-        raise ContextDiffusionError(f"the model's info or schedule does not go into JSON: {error}") from error
-    if model.tokenizer is not None:
-        metadata[TOKENIZER_KEY] = tokenizer_to_json(model.tokenizer)
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()  # noqa: UP017, Python 3.10 has no UTC
-    info = {"title": "Context Diffusion", "date": today, **model.info}
-    spec = {name: str(info[name]) for name in _MODELSPEC if info.get(name)}
-    spec |= {"sai_model_spec": "1.0.0", "architecture": ARCHITECTURE, "implementation": "diffusers"}
-    resolution = info.get("resolution")
-    if resolution:
-        spec["resolution"] = resolution if isinstance(resolution, str) else f"{resolution}x{resolution}"
-    prediction = model.schedule["prediction_type"]
-    spec["prediction_type"] = {"v_prediction": "v"}.get(prediction, prediction)
-    return metadata | {f"modelspec.{name}": value for name, value in spec.items()}
-
-
-def _tensors(model: ContextDiffusion, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The weights by their names in the file: contiguous, on the CPU, no two in one piece of memory."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, module in present_parts(model).items():
-        weights = module.state_dict()
-        for key, own_key in file_keys(name, module).items():
-            tensor = weights[own_key].detach()
-            tensor = tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-            if not torch.isfinite(tensor).all():
-                raise ContextDiffusionError(f"{key} is not finite in {tensor.dtype}: the model is not saved")
-            # safetensors refuses tied weights and views: each gets its own copy.
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() in seen or storage.nbytes() != tensor.numel() * tensor.element_size():
-                tensor = tensor.clone()
-            seen.add(tensor.untyped_storage().data_ptr())
-            tensors[key] = tensor
-    return tensors
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders and keeps their order itself.
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_config(path: Path, header: Header) -> dict[str, Any]:
     """The whole config of a checkpoint: format_version, a table for each part, schedule, info.
 
     Raises:
         ContextDiffusionError: as `load_checkpoint`, for what the header shows.
     """
-    text = header.metadata.get(_CONFIG_KEY)
+    text = header.metadata.get(CONFIG_KEY)
     if text is None:
         first = next(iter(sorted(header.tensors)), "no tensor at all")
         raise ContextDiffusionError(
