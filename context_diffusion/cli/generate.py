@@ -230,7 +230,7 @@ def _sample(
 
     from ..sampling.pipeline import ContextDiffusionPipeline
 
-    pipe = ContextDiffusionPipeline.from_single_file(model_path, torch_dtype=dtype, device=device)
+    pipe = ContextDiffusionPipeline.from_single_file(model_path, dtype=dtype, device=device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="sampling")
     parts = [(query, first) for query in queries or [None] for first in range(0, arguments.num_images, _AT_ONCE)]
     for query, first in parts:

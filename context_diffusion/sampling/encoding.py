@@ -182,7 +182,7 @@ class EncodingMixin:
 
     def _decode(self, latents: Tensor, output_type: str) -> Tensor | list[Image.Image]:
         if output_type == "latent":
-            return latents
+            return latents if self.vae is None else latents.to(self.vae.dtype)  # what `vae.decode` takes
         images = self.to_model().decode_latents(latents.to(self.vae.dtype)).float()
         if not torch.isfinite(images).all():
             logger.warning("the images hold NaN, shown as black: run the pipeline in float32 or bfloat16")

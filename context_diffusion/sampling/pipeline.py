@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from os import PathLike
 
 import torch
 from diffusers import (
@@ -25,7 +24,6 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from ..errors import ContextDiffusionError
 from ..model.conditioning import combine
-from ..model.context_diffusion import ContextDiffusion
 from ..model.guidance import CONTEXT_ONLY, FULL, NULL, branch_weights, guide
 from ..model.latents import vae_scale_factor
 from ..model.layout import Layout, repeat_rows
@@ -40,10 +38,11 @@ from .inputs import (
     read_images,
     read_prompts,
 )
-from .scheduler import add_noise, check_scheduler, make_scheduler, set_timesteps
+from .loading import LoadingMixin
+from .scheduler import add_noise, check_scheduler, set_timesteps
 
 
-class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
+class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
     """f(z_t, t, y, q) of arXiv 2312.03584 as a sampler, with every part optional that a file may leave out.
 
     Args:
@@ -79,7 +78,7 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        projector: ContextProjector,
+        projector: ContextProjector | PretrainedContextProjector,
         scheduler: SchedulerMixin,
         layout_encoder: ControlNetModel | T2IAdapter | None,
         vae: AutoencoderKL | AutoencoderTiny | None,
@@ -108,64 +107,6 @@ class ContextDiffusionPipeline(DiffusionPipeline, EncodingMixin):
             context_tokens = self.to_model().context_tokens
         self.register_to_config(schedule=schedule, info=info, context_tokens=context_tokens)
         self.vae_scale_factor = vae_scale_factor(vae.config) if vae is not None else 8
-
-    @classmethod
-    def from_model(cls, model: ContextDiffusion, scheduler: SchedulerMixin | None = None) -> ContextDiffusionPipeline:
-        """A pipeline around a model's own parts; its scheduler is the model's unless given."""
-        if model.example_encoder is not None:
-            raise ContextDiffusionError(
-                "the model is the Prompt Diffusion baseline: the pipeline shows no example pairs, sample it with "
-                "sampling.flow.FlowSampler"
-            )
-        return cls(
-            unet=model.unet,
-            projector=model.projector,
-            scheduler=scheduler or make_scheduler(model.schedule),
-            layout_encoder=model.layout_encoder,
-            vae=model.vae,
-            text_encoder=model.text_encoder,
-            tokenizer=model.tokenizer,
-            image_encoder=model.image_encoder,
-            schedule=dict(model.schedule),
-            info=dict(model.info),
-            model_variant=model.variant.changes() or None,
-        )
-
-    @classmethod
-    def from_single_file(
-        cls,
-        path: str | PathLike,
-        *,
-        torch_dtype: torch.dtype | None = None,
-        device: str | torch.device = "cpu",
-        scheduler: SchedulerMixin | None = None,
-        **parts: object,
-    ) -> ContextDiffusionPipeline:
-        """A pipeline from one .safetensors checkpoint.
-
-        Args:
-            path: the file, or the name of a bundled model.
-            torch_dtype: of the weights; None keeps the file's.
-            device: where the weights go.
-            scheduler: in place of the model's own.
-            parts: vae, text_encoder, tokenizer, image_encoder or layout_encoder, in place of the file's or
-                where the file leaves them out.
-
-        Raises:
-            ContextDiffusionError: no such file or name, not such a checkpoint, or an unknown part.
-        """
-        from ..checkpoint.read import load_checkpoint
-        from ..pretrained import find_model
-
-        unknown = sorted(set(parts) - set(cls._optional_components))
-        if unknown:
-            raise ContextDiffusionError(
-                f"from_single_file got {', '.join(unknown)}; parts are {', '.join(cls._optional_components)}"
-            )
-        model = load_checkpoint(find_model(path), device=device, dtype=torch_dtype)
-        for name, part in parts.items():
-            setattr(model, name, part)
-        return cls.from_model(model.eval(), scheduler)
 
     @property
     def text_guidance(self) -> float:

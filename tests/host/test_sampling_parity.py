@@ -19,7 +19,7 @@ def sampler(request: pytest.FixtureRequest):
     from context_diffusion.sampling.pipeline import ContextDiffusionPipeline
 
     scheduler = None if request.param == "lcm" else FlowMatchEulerDiscreteScheduler(shift=1.0)
-    pipe = ContextDiffusionPipeline.from_single_file("emoji-128", torch_dtype=torch.float32, scheduler=scheduler)
+    pipe = ContextDiffusionPipeline.from_single_file("emoji-128", dtype=torch.float32, scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
     return request.param, pipe
 

@@ -1,11 +1,13 @@
 """What diffusers checks on its own pipelines, written out for this one."""
 
+import copy
 import inspect
 import json
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler
 
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.model.context_diffusion import ContextDiffusion
@@ -24,6 +26,14 @@ PARTS = [
     "text_encoder",
     "tokenizer",
     "image_encoder",
+]
+
+# What is asked of a file in half precision, and what its weights are on a CPU.
+DTYPES = [
+    ({}, torch.float32),
+    ({"dtype": "bf16"}, torch.bfloat16),
+    ({"dtype": torch.float16}, torch.float16),
+    ({"torch_dtype": torch.float16}, torch.float16),
 ]
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to run the parts on")
@@ -124,10 +134,16 @@ def test_parts_given_on_load_take_the_saved_ones_place(tmp_path, pipe):
 
 
 def test_save_and_load_with_a_variant_and_a_dtype(tmp_path, pipe):
-    pipe.save_pretrained(tmp_path, variant="fp16")
+    half = copy.deepcopy(pipe).to(torch.float16)
+    half.save_pretrained(tmp_path, variant="fp16")
     assert list((tmp_path / "projector").glob("*.fp16.safetensors"))
-    loaded = ContextDiffusionPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16)
-    assert {part.dtype for part in modules(loaded).values()} == {torch.float16}
+    for asked, expected in DTYPES:
+        loaded = ContextDiffusionPipeline.from_pretrained(tmp_path, variant="fp16", **asked)
+        assert {part.dtype for part in modules(loaded).values()} == {expected}
+    mixed = ContextDiffusionPipeline.from_pretrained(
+        tmp_path, variant="fp16", dtype={"default": "fp32", "unet": torch.bfloat16}
+    )
+    assert (mixed.unet.dtype, mixed.vae.dtype) == (torch.bfloat16, torch.float32)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["projector"] == ["context_diffusion.projector", "PretrainedContextProjector"]
 
@@ -139,12 +155,58 @@ def test_single_file_round_trip(tmp_path, pipe):
     save_checkpoint(pipe.to_model(), path)
     loaded = quiet(ContextDiffusionPipeline.from_single_file(path))
     assert torch.equal(run(loaded), run(pipe))
-    half = ContextDiffusionPipeline.from_single_file(path, torch_dtype=torch.bfloat16, vae=pipe.vae)
+    half = ContextDiffusionPipeline.from_single_file(path, dtype=torch.bfloat16, vae=pipe.vae)
     assert half.unet.dtype == torch.bfloat16 and half.vae is pipe.vae
     with pytest.raises(ContextDiffusionError, match="from_single_file got refiner"):
         ContextDiffusionPipeline.from_single_file(path, refiner=None)
     with pytest.raises(ContextDiffusionError, match="no bundled model 'nameless'"):
         ContextDiffusionPipeline.from_single_file("nameless")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_in_half_precision_is_computed_in_what_the_device_is_good_at(tmp_path, pipe):
+    from context_diffusion.checkpoint.write import save_checkpoint
+
+    path = save_checkpoint(pipe.to_model(), tmp_path / "half.safetensors", dtype=torch.float16)
+    for asked, expected in DTYPES:
+        loaded = quiet(ContextDiffusionPipeline.from_single_file(path, **asked))
+        assert {part.dtype for part in modules(loaded).values()} == {expected}
+        latents = run(loaded)
+        assert loaded.vae.decode(latents).sample.dtype == latents.dtype == expected
+    for load in (ContextDiffusionPipeline.from_single_file, ContextDiffusionPipeline.from_pretrained):
+        with pytest.raises(ContextDiffusionError, match="got dtype and torch_dtype"):
+            load(path, dtype=torch.float16, torch_dtype=torch.float16)
+        with pytest.raises(ContextDiffusionError, match="dtype is 'int8'; use one of"):
+            load(path, dtype="int8")
+
+
+def test_from_pipe_shares_the_parts(pipe):
+    scheduler = FlowMatchHeunDiscreteScheduler()
+    other = quiet(ContextDiffusionPipeline.from_pipe(pipe, scheduler=scheduler))
+    assert all(part is modules(pipe)[name] for name, part in modules(other).items())
+    assert other.scheduler is scheduler and other.config.schedule == pipe.config.schedule
+    assert torch.equal(run(quiet(ContextDiffusionPipeline.from_pipe(pipe))), run(pipe))
+    half = copy.deepcopy(pipe).to(torch.bfloat16)
+    assert ContextDiffusionPipeline.from_pipe(half).dtype == half.dtype == torch.bfloat16
+    assert ContextDiffusionPipeline.from_pipe(half, torch_dtype=torch.float32).dtype == half.dtype == torch.float32
+
+
+def test_diffusers_own_class_says_how_to_load_a_folder(tmp_path, pipe, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    pipe.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved", trust_remote_code=True))
+    assert type(loaded) is ContextDiffusionPipeline and torch.equal(run(loaded), run(pipe))
+    # Our own class runs nothing that lies in the folder, and takes those of earlier releases, which have no such file.
+    (tmp_path / "saved" / "pipeline.py").write_text("raise SystemExit")
+    ContextDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "pipeline.py").unlink()
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    (tmp_path / "saved" / "model_index.json").write_text(
+        json.dumps({**index, "_class_name": "ContextDiffusionPipeline"})
+    )
+    assert torch.equal(run(quiet(ContextDiffusionPipeline.from_pretrained(tmp_path / "saved"))), run(pipe))
 
 
 def test_dict_and_tuple_outputs_are_equal(pipe):
