@@ -176,7 +176,8 @@ def commands(document):
     [
         ("README.md", 10, {"generate", "info", "data", "train", "evaluate"}),
         ("docs/ablations.md", 3, {"train"}),
-        ("docs/evaluation.md", 10, {"data", "train", "evaluate"}),
+        ("docs/evaluation.md", 10, {"data", "evaluate"}),
+        ("docs/results.md", 10, {"data", "train", "evaluate"}),
         ("docs/training.md", 11, {"data", "train"}),
     ],
 )
