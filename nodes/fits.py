@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ..context_diffusion.errors import ContextDiffusionError
 from .checks import check_present, check_text, check_visual_context
 
+# What the host's nodes call latents that are no picture's, whatever their shape.
+_OTHER_LATENTS = ("audio", "hunyuan3dv2", "trellis2")
+
 
 def check_style_model(style_model: object, visual_context: object) -> None:
     """Refuse a visual context that the style model cannot read.
@@ -116,7 +119,7 @@ def check_conditionings(model: object, **conditionings: list | None) -> None:
     Args:
         model: the ModelPatcher of a MODEL.
         conditionings: input name -> CONDITIONING, or None for an input that is not connected. One without entries is
-            no mistake: the host then predicts nothing for that branch.
+            no mistake: guidance then goes by the others.
 
     Raises:
         ContextDiffusionError: naming the input, both sides and the connection to change.
@@ -144,21 +147,29 @@ def check_conditionings(model: object, **conditionings: list | None) -> None:
 
 
 def check_latent(model: object, latent: dict) -> None:
-    """Refuse latents of another VAE than the MODEL's. Empty ones become what the MODEL takes, whatever they are.
+    """Refuse what is no picture's latent, and one of another VAE. Empty ones get the channels that the MODEL takes.
 
     Raises:
         ContextDiffusionError: otherwise.
     """
-    samples = latent["samples"]
-    if _known_unet(model) is None or samples.is_nested or not samples.any():
+    if _known_unet(model) is None:
         return
+    samples, kind = latent.get("samples"), latent.get("type")
     channels = model.model.latent_format.latent_channels
-    if samples.ndim != 4 or samples.shape[1] != channels:
-        raise ContextDiffusionError(
-            f"latent_image has the shape {tuple(samples.shape)}, but this MODEL takes latents (batch, {channels}, "
-            "height, width): they are another VAE's. Connect the VAE that belongs to this MODEL to the VAE Encode "
-            "behind latent_image, or Empty Latent Image to latent_image"
-        )
+    if not isinstance(samples, Tensor):
+        got = "several latents in one" if getattr(samples, "is_nested", False) else type(samples).__name__
+        problem = f"latent_image holds {got}, as video models with sound have them"
+    elif samples.ndim != 4 or kind in _OTHER_LATENTS:
+        what = kind or {3: "audio", 5: "a video"}.get(samples.ndim, "something else")
+        problem = f"latent_image has the shape {tuple(samples.shape)} of {what}"
+    elif samples.shape[1] != channels and samples.any():
+        problem = f"latent_image has the shape {tuple(samples.shape)} of another VAE"
+    else:
+        return
+    raise ContextDiffusionError(
+        f"{problem}, but this MODEL takes latents (batch, {channels}, height, width) of pictures. Connect the VAE that "
+        "belongs to this MODEL to the VAE Encode behind latent_image, or Empty Latent Image to latent_image"
+    )
 
 
 def _known_unet(model: object) -> nn.Module | None:

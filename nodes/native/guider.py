@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import comfy.samplers
 import node_helpers
 from torch import Tensor
 
 from ...context_diffusion.model.guidance import CONTEXT_ONLY, FULL, NULL, branch_weights, guide
+
+# The branches of guidance, in the order in which they stand in for one another, and the conditionings they are made by.
+_CONDITIONINGS = {FULL: "positive", CONTEXT_ONLY: "context_only", NULL: "negative"}
+# Options of a conditioning's entry that may leave steps out.
+_RANGES = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent")
 
 
 class ThreeBranchGuider(comfy.samplers.CFGGuider):
@@ -17,13 +24,24 @@ class ThreeBranchGuider(comfy.samplers.CFGGuider):
     Functions that other nodes put into the model's options see these two and the text scale: what they make of
     ordinary guidance is kept, the context's own share is added to it, and those that work on the finished
     prediction get it finished.
+
+    A conditioning is absent in the steps that the timestep ranges of all its entries leave out. The host predicts
+    zeros for it, which no guidance means. Here the others take over, with the weights of `branch_weights`:
+
+    - positive, (c, V): there is no text, (c, V) is (0, V). The context is guided by g_ctx.
+    - context_only, (0, V): there is no context to tell from the text, (0, V) is (0, 0). The text is guided by g_txt.
+    - negative, (0, 0): there is nothing to steer the context away from, g_ctx is 1. The text is guided by g_txt.
+    - two of them: the prediction of the third as it is, unguided. All three: the host's zeros.
     """
 
-    def set_conds(self, positive: list, negative: list, context_only: list) -> None:
-        """The three conditionings, in the host's format."""
-        # As in the host's own guiders of several conditionings: whatever is not the positive is encoded as negative.
-        context_only = node_helpers.conditioning_set_values(context_only, {"prompt_type": "negative"})
-        self.inner_set_conds({"positive": positive, "negative": negative, "context_only": context_only})
+    def set_conds(self, positive: list, negative: list, context_only: list | None) -> None:
+        """The conditionings, in the host's format; None for a context_only that is never asked for."""
+        conditionings = {"positive": positive, "negative": negative}
+        if context_only is not None:
+            # As in the host's own guiders of several conditionings: what is not the positive is encoded as negative.
+            values = {"prompt_type": "negative"}
+            conditionings["context_only"] = node_helpers.conditioning_set_values(context_only, values)
+        self.inner_set_conds(conditionings)
 
     def set_guidance(self, text_guidance: float, context_guidance: float) -> None:
         """The two scales; 1 means no guidance."""
@@ -33,26 +51,29 @@ class ThreeBranchGuider(comfy.samplers.CFGGuider):
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None):
         """The guided prediction of the clean latents, (B, C, h, w) as `x`."""
         model_options = model_options or {}
-        text_guidance, context_guidance = self.text_guidance, self.context_guidance
-        if self.cfg != text_guidance:
+        scales = self.text_guidance, self.context_guidance
+        if self.cfg != self.text_guidance:
             # A node overrides the scale for this step, and knows of one scale only: ordinary guidance with it.
-            text_guidance = context_guidance = self.cfg
-        weights = branch_weights(text_guidance, context_guidance)
+            scales = self.cfg, self.cfg
+        known = [branch for branch, name in _CONDITIONINGS.items() if name in self.conds]
+        present = [branch for branch in known if _is_present(self.conds[_CONDITIONINGS[branch]], timestep)] or known
+        weights = weights_of_present(present, *scales)
         if len(weights) == 3:
             return self._predict_three(x, timestep, weights, model_options)
 
-        positive, negative, scale = "positive", "negative", text_guidance
-        if CONTEXT_ONLY in weights and FULL in weights:
-            negative = "context_only"
-        elif CONTEXT_ONLY in weights:
-            positive, scale = "context_only", context_guidance
+        if len(weights) == 2:
+            first, second = weights
+        else:
+            (only,) = weights
+            first = present[0] if only == NULL else only
+            second = present[-1]
         return comfy.samplers.sampling_function(
             self.inner_model,
             x,
             timestep,
-            self.conds[negative],
-            self.conds[positive],
-            scale,
+            self.conds[_CONDITIONINGS[second]],
+            self.conds[_CONDITIONINGS[first]],
+            weights.get(first, 0.0),
             model_options=model_options,
             seed=seed,
         )
@@ -65,6 +86,11 @@ class ThreeBranchGuider(comfy.samplers.CFGGuider):
         if "sampler_calc_cond_batch_function" in model_options:
             # Such functions take two branches apart by name.
             out = model_options["sampler_calc_cond_batch_function"]({**common, "conds": pair})
+            (context_only,) = comfy.samplers.calc_cond_batch(model, [third], x, timestep, model_options)
+        elif any(model_options.get("transformer_options", {}).get("patches_replace", {}).values()):
+            # Another pack's attention has something for the positive and something for the negative, and looks both
+            # up by the number of the branch: the third is a positive of its own.
+            out = comfy.samplers.calc_cond_batch(model, pair, x, timestep, model_options)
             (context_only,) = comfy.samplers.calc_cond_batch(model, [third], x, timestep, model_options)
         else:
             *out, context_only = comfy.samplers.calc_cond_batch(model, [*pair, third], x, timestep, model_options)
@@ -96,6 +122,42 @@ class ThreeBranchGuider(comfy.samplers.CFGGuider):
         return guided
 
 
+def weights_of_present(present: Sequence[str], text_guidance: float, context_guidance: float) -> dict[str, float]:
+    """`branch_weights` over the branches that a step has.
+
+    Args:
+        present: of `full`, `context_only` and `null`, in this order, at least one.
+        text_guidance: g_txt.
+        context_guidance: g_ctx.
+
+    Returns:
+        The needed ones of them in the same order, each with its weight; the weights add up to 1.
+    """
+    if len(present) == 1:
+        return {present[0]: 1.0}
+    if NULL not in present:
+        context_guidance = 1.0
+    has_text, has_context = FULL in present, CONTEXT_ONLY in present
+    weights = branch_weights(text_guidance, context_guidance, has_text, has_context)
+    # Without a text the two are one branch, which the weights call by the first name.
+    return weights if has_text else {CONTEXT_ONLY if name == FULL else name: each for name, each in weights.items()}
+
+
+def _is_present(conditioning: list[dict], timestep: Tensor) -> bool:
+    """Whether the host runs any entry of it at this noise level, by the host's own comparisons."""
+    sigma = timestep[0]
+    for entry in conditioning:
+        start, end = entry.get("timestep_start"), entry.get("timestep_end")
+        if (start is None or sigma <= start) and (end is None or sigma >= end):
+            return True
+    return False
+
+
+def _may_be_absent(conditioning: list) -> bool:
+    """Whether there may be steps that every entry leaves out."""
+    return all(any(name in options for name in _RANGES) for _, options in conditioning)
+
+
 def make_guider(
     model: object,
     positive: list,
@@ -104,7 +166,7 @@ def make_guider(
     text_guidance: float,
     context_guidance: float,
 ) -> comfy.samplers.CFGGuider:
-    """The guider for these conditionings: the host's own where both scales are the same.
+    """The guider for these conditionings: the host's own where both scales are the same and no step may lack one.
 
     Args:
         model: the ModelPatcher of a MODEL.
@@ -114,7 +176,8 @@ def make_guider(
         text_guidance: g_txt.
         context_guidance: g_ctx.
     """
-    if text_guidance == context_guidance:
+    ranged = _may_be_absent(positive) or _may_be_absent(negative)
+    if text_guidance == context_guidance and not ranged:
         # Without the third conditioning, which no branch needs: its areas and hooks must leave no trace either.
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)

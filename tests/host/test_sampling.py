@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -271,16 +273,100 @@ def test_a_control_model_of_another_unet_is_refused_before_sampling(
     assert calls(host, tag) == []
 
 
-@pytest.mark.parametrize(("channels", "frames"), [(4, 0), (16, 0), (8, 2)])
-def test_latents_of_another_vae_are_refused_before_sampling(host: Server, channels: int, frames: int) -> None:
+@pytest.mark.parametrize(
+    ("latent", "words"),
+    [
+        ({"channels": 4}, "has the shape (1, 4, 16, 16) of another VAE"),
+        ({"channels": 16}, "has the shape (1, 16, 16, 16) of another VAE"),
+        ({"channels": 8, "frames": 2}, "has the shape (1, 8, 2, 16, 16) of a video"),
+        ({"channels": 16, "frames": 2, "kind": "empty"}, "has the shape (1, 16, 2, 16, 16) of a video"),
+        ({"channels": 8, "kind": "audio"}, "has the shape (1, 8, 16, 16) of audio"),
+        ({"channels": 8, "kind": "nested"}, "holds several latents in one"),
+        ({"channels": 8, "kind": "list"}, "holds list"),
+    ],
+)
+def test_latents_of_no_picture_or_another_vae_are_refused(host: Server, latent: dict, words: str) -> None:
     graph = SamplingGraph(host)
     graph.model, tag = graph.counted()
-    graph.latent = graph.add("ProbeLatent", channels=channels, frames=frames)[0]
+    graph.latent = graph.add("ProbeLatent", {"frames": 0, **latent})[0]
     graph.save(graph.ours(4.0, 2.0)[0])
-    with pytest.raises(
-        NodeError, match=rf"latent_image has the shape \(1, {channels}, .*takes latents \(batch, 8"
-    ) as caught:
+    with pytest.raises(NodeError, match=re.escape(words) + r".*takes latents \(batch, 8, ") as caught:
         host.run(graph)
     assert caught.value.node_type == "ContextDiffusionSampler"
     assert "Connect the VAE that belongs to this MODEL" in caught.value.message
     assert calls(host, tag) == []
+
+
+# Who has a range, and what the steps outside of it are: ordinary guidance of two of the others, of one without a scale.
+ABSENT = [
+    (("context_only",), 4.0, 2.0, ("positive", "negative", 4.0)),
+    (("positive",), 4.0, 2.0, ("context_only", "negative", 2.0)),
+    (("negative",), 4.0, 2.0, ("positive", "context_only", 4.0)),
+    (("positive", "context_only"), 4.0, 2.0, ("negative", "negative", 1.0)),
+    (("positive", "negative"), 4.0, 2.0, ("context_only", "negative", 1.0)),
+    (("context_only", "negative"), 4.0, 2.0, ("positive", "negative", 1.0)),
+    (("positive",), 3.0, 3.0, ("context_only", "negative", 3.0)),
+    (("negative",), 3.0, 3.0, ("positive", "context_only", 3.0)),
+    (("negative",), 1.0, 0.0, ("positive", "context_only", 1.0)),
+]
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["first half", "second half"])
+def test_steps_that_a_range_leaves_out_go_by_the_other_branches(host: Server, late: bool) -> None:
+    # Euler has no memory: the half with all branches is the host's dual guider, the other half the host's of two.
+    span = {"start": 0.4, "end": 1.0} if late else {"start": 0.0, "end": 0.4}
+    graph = SamplingGraph(host)
+    sigmas = graph.add("BasicScheduler", model=graph.model, scheduler="simple", steps=4, denoise=1.0)
+    halves = graph.add("SplitSigmas", sigmas=sigmas[0], step=2)
+    sampler = graph.add("KSamplerSelect", sampler_name="euler")[0]
+    branches = {name: getattr(graph, name) for name in ("positive", "context_only", "negative")}
+    ranged = {
+        name: graph.add("ConditioningSetTimestepRange", conditioning=link, **span)[0] for name, link in branches.items()
+    }
+    nodes = {}
+    for number, (absent, text, context, (first, second, scale)) in enumerate(ABSENT):
+        few = graph.add(
+            "CFGGuider", model=graph.model, positive=branches[first], negative=branches[second], cfg=scale,
+        )  # fmt: skip
+        all_three = graph.add(
+            "DualCFGGuider", model=graph.model, cond1=branches["positive"], cond2=branches["context_only"],
+            negative=branches["negative"], cfg_conds=text, cfg_cond2_negative=context, style="regular",
+        )  # fmt: skip
+        latent, noise = graph.latent, graph.add("RandomNoise", noise_seed=7)[0]
+        for half, guider in enumerate((few, all_three) if late else (all_three, few)):
+            step = graph.add(
+                "SamplerCustomAdvanced", noise=noise, guider=guider[0], sampler=sampler, sigmas=halves[half],
+                latent_image=latent,
+            )  # fmt: skip
+            latent, noise = step[0], graph.add("DisableNoise")[0]
+        nodes[f"expected {number}"] = step
+        nodes[f"ours {number}"] = graph.ours(text, context, **{name: ranged[name] for name in absent})
+    latents = graph.latents(**nodes)
+    for number, case in enumerate(ABSENT):
+        assert relative(latents[f"ours {number}"], latents[f"expected {number}"]) < 1e-4, case
+
+
+def test_a_range_costs_no_model_call(host: Server) -> None:
+    graph = SamplingGraph(host)
+    graph.context_conditionings()
+    graph.model, tag = graph.counted()
+    ranged = graph.add("ConditioningSetTimestepRange", conditioning=graph.context_only, start=0.4, end=1.0)
+    graph.save(graph.ours(4.0, 2.0, context_only=ranged[0])[0])
+    host.run(graph)
+    assert calls(host, tag) == [2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("prompt", ["a red flag on a white tent", "a red flag, " * 40], ids=["equal", "longer"])
+def test_attention_of_another_pack_sees_a_positive_and_a_negative(host: Server, prompt: str) -> None:
+    # One Euler step down to no noise is the prediction itself, and guidance is linear in the branches' predictions.
+    graph = SamplingGraph(host)
+    graph.model = graph.add("ProbeAttention", model=graph.model)[0]
+    graph.positive = graph.text(prompt)
+    latents = graph.latents(
+        ours=graph.ours(4.0, 2.5, steps=1),
+        full=graph.ksampler(1.0, steps=1),
+        context_only=graph.ksampler(1.0, steps=1, positive=graph.context_only),
+        null=graph.ksampler(0.0, steps=1),
+    )
+    expected = 4.0 * latents["full"] - 1.5 * latents["context_only"] - 1.5 * latents["null"]
+    assert relative(latents["ours"], expected) < 1e-4

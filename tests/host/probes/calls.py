@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import comfy.patcher_extension
 import torch
 from aiohttp import web
+from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.latest import io
 from server import PromptServer
 
@@ -38,6 +40,34 @@ class ProbeCountCalls(io.ComfyNode):
 
         model = model.clone()
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "probe", count)
+        return io.NodeOutput(model)
+
+
+class ProbeAttention(io.ComfyNode):
+    """A MODEL whose cross-attention another pack replaced: it looks up by branch what it has for two of them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeAttention",
+            category="probes",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        of_positive_and_negative = (0.5, 1.5)
+
+        def attend(q, k, v, extra_options):
+            branches = extra_options["cond_or_uncond"]
+            factors = torch.tensor([of_positive_and_negative[branch] for branch in branches])
+            rows = factors.repeat_interleave(len(q) // len(branches))
+            return optimized_attention(q, k, v, extra_options["n_heads"]) * rows[:, None, None].to(q)
+
+        model = model.clone()
+        for block, number in itertools.product(("input", "middle", "output"), range(12)):
+            model.set_model_attn2_replace(attend, block, number)
         return io.NodeOutput(model)
 
 
@@ -170,4 +200,4 @@ class ProbeTimeSampling(io.ComfyNode):
         return io.NodeOutput(ui=seconds)
 
 
-NODES = [ProbeCountCalls, ProbeHooks, ProbeHooked, ProbeTimeSampling]
+NODES = [ProbeCountCalls, ProbeAttention, ProbeHooks, ProbeHooked, ProbeTimeSampling]

@@ -11,6 +11,7 @@ import comfy.clip_vision
 import comfy.sd
 import comfy.text_encoders.flux
 import torch
+from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 
 
@@ -224,21 +225,32 @@ class ProbeAny(io.ComfyNode):
 
 
 class ProbeLatent(io.ComfyNode):
-    """A random latent of any number of channels; with `frames`, of a video."""
+    """A random latent of any number of channels; with `frames`, of a video; or empty, of audio, nested, a list."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ProbeLatent",
             category="probes",
-            inputs=[io.Int.Input("channels"), io.Int.Input("frames", default=0)],
+            inputs=[
+                io.Int.Input("channels"),
+                io.Int.Input("frames", default=0),
+                io.String.Input("kind", default="", optional=True),
+            ],
             outputs=[io.Latent.Output()],
         )
 
     @classmethod
-    def execute(cls, channels: int, frames: int) -> io.NodeOutput:
+    def execute(cls, channels: int, frames: int, kind: str = "") -> io.NodeOutput:
         shape = (1, channels, frames, 16, 16) if frames else (1, channels, 16, 16)
-        return io.NodeOutput({"samples": torch.randn(shape, generator=torch.Generator().manual_seed(0))})
+        samples = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        if kind == "empty":
+            samples = torch.zeros_like(samples)
+        elif kind == "nested":
+            samples = NestedTensor([samples, samples])
+        elif kind == "list":
+            samples = [{"samples": samples}]
+        return io.NodeOutput({"samples": samples, **({"type": kind} if kind == "audio" else {})})
 
 
 class ProbeNothing(io.ComfyNode):
