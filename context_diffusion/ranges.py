@@ -44,8 +44,8 @@ class Range:
         low, high = -largest if self.low is None else self.low, largest if self.high is None else self.high
         return value if low <= value <= high else None
 
-    def check(self, **values: object) -> None:
-        """Numbers of the range, each under its name.
+    def check(self, **values: object) -> list[int | float]:
+        """Numbers of the range, each under its name, as Python's own.
 
         Raises:
             ContextDiffusionError: anything else.
@@ -55,6 +55,7 @@ class Range:
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 got = f"{name} is {value}" if number else f"{name}: got {type(value).__name__}"
                 raise ContextDiffusionError(f"{got}, expected {self}")
+        return [self.read(value) for value in values.values()]
 
     def __call__(self, text: str) -> int | float:
         """An option's text as a number.
@@ -86,3 +87,13 @@ def whole_number(low: int, high: int | None = None) -> Range:
 def number(low: float | None = None, high: float | None = None) -> Range:
     """Finite numbers from `low` to `high`."""
     return Range(low, high)
+
+
+# What sampling takes, for the pipeline and the command line alike. The ends leave room for any use; far beyond them
+# sums overflow and the image is NaN.
+STEPS = whole_number(1, 10_000)
+PIXELS = whole_number(1, 16_384)
+GUIDANCE = number(-100, 100)
+LAYOUT_STRENGTH = number(0, 10)
+CONTEXT_WEIGHT = number(0, 1000)
+SHARE = number(0, 1)

@@ -12,7 +12,7 @@ from ..choices import AGGREGATIONS, FITS, MAPS
 from ..errors import ContextDiffusionError
 from ..model.latents import vae_scale_factor
 from ..pretrained import DEFAULT_MODEL, find_model
-from ..ranges import number, whole_number
+from ..ranges import CONTEXT_WEIGHT, GUIDANCE, LAYOUT_STRENGTH, PIXELS, SHARE, STEPS, whole_number
 from .inputs import Inputs, collect_inputs
 from .outputs import check_writable, numbered, one_a_query
 from .parser import new_command
@@ -51,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     what.add_argument(
         "--context-weights",
         nargs="+",
-        type=number(0),
+        type=CONTEXT_WEIGHT,
         metavar="W",
         help="one number an image; default: all 1",
     )
@@ -86,40 +86,38 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="NAME-OR-FILE",
         help=f"bundled name or .safetensors file ({DEFAULT_MODEL})",
     )
-    how.add_argument(
-        "--steps", type=whole_number(1), default=20, help="sampling steps: more is slower and cleaner (20)"
-    )
+    how.add_argument("--steps", type=STEPS, default=20, help="sampling steps: more is slower and cleaner (20)")
     how.add_argument(
         "--text-guidance",
-        type=number(),
+        type=GUIDANCE,
         default=3.0,
         metavar="G",
         help="how much the prompt counts; 1 is off (3)",
     )
     how.add_argument(
         "--context-guidance",
-        type=number(),
+        type=GUIDANCE,
         default=3.0,
         metavar="G",
         help="how much the context counts; 1 is off (3)",
     )
     how.add_argument(
         "--layout-strength",
-        type=number(0),
+        type=LAYOUT_STRENGTH,
         default=1.0,
         metavar="S",
         help="how much the query counts; 0 is off (1)",
     )
     how.add_argument(
         "--layout-start",
-        type=number(0, 1),
+        type=SHARE,
         default=0.0,
         metavar="T",
         help="share of the steps where the query sets in (0)",
     )
     how.add_argument(
         "--layout-end",
-        type=number(0, 1),
+        type=SHARE,
         default=1.0,
         metavar="T",
         help="share of the steps where it ends (1)",
@@ -130,8 +128,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         default=0,
         help="another number, another image; image i has seed + i (0)",
     )
-    how.add_argument("--height", type=whole_number(1), metavar="PIXELS", help="of the images; default: the model's own")
-    how.add_argument("--width", type=whole_number(1), metavar="PIXELS", help="of the images; default: the model's own")
+    how.add_argument("--height", type=PIXELS, metavar="PIXELS", help="of the images; default: the model's own")
+    how.add_argument("--width", type=PIXELS, metavar="PIXELS", help="of the images; default: the model's own")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     how.add_argument("--dtype", default="auto", help="auto, fp32, fp16, bf16 (auto)")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..choices import AGGREGATIONS
 from ..errors import ContextDiffusionError
+from ..ranges import CONTEXT_WEIGHT
 
 HIDDEN_STATES = ("last", "penultimate")
 
@@ -146,16 +147,16 @@ def check_weights(weights: Sequence[float] | Tensor | None, k: int) -> Tensor:
     """Per-image weights as a float32 tensor (k,); all 1 when None.
 
     Raises:
-        ContextDiffusionError: a count other than k, a value that is not finite or is negative, or all zero.
+        ContextDiffusionError: a count other than k, a value that is none of `ranges.CONTEXT_WEIGHT`, or all zero.
     """
     if weights is None:
         return torch.ones(k)
     weights = torch.as_tensor(weights, dtype=torch.float32).flatten()
     if len(weights) != k:
         raise ContextDiffusionError(f"{len(weights)} context weights for {k} context images: give one for each image")
-    if not torch.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
+    if not all(weight in CONTEXT_WEIGHT for weight in weights) or weights.sum() == 0:
         raise ContextDiffusionError(
-            f"context weights are {weights.tolist()}: they must be finite, not negative, and not all zero"
+            f"context weights are {weights.tolist()}: each must be {CONTEXT_WEIGHT}, and not all may be 0"
         )
     return weights
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -17,8 +16,8 @@ from ..model.context_diffusion import ContextDiffusion
 from ..model.layout import query_factor
 from ..model.variants import Variant
 from ..model.visual_context import encode_visual_context
-from ..ranges import whole_number
-from .inputs import check_embeds, check_finite, read_context, read_images, read_prompts
+from ..ranges import PIXELS
+from .inputs import check_embeds, check_values, read_context, read_images, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -211,11 +210,11 @@ class EncodingMixin:
         factor, channels = self.vae_scale_factor, self.unet.config.in_channels
         if latents is not None:
             got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            if len(got) != 4 or got[:2] != (images, channels):
+            if len(got) != 4 or got[:2] != (images, channels) or 0 in got:
                 raise ContextDiffusionError(
                     f"latents: got {got}, expected a tensor of shape ({images}, {channels}, h, w)"
                 )
-            check_finite(latents, "latents")
+            check_values(latents, "latents")
             size = tuple(latents.shape[-2:])
         else:
             size = self.unet.config.sample_size
@@ -227,7 +226,7 @@ class EncodingMixin:
             if side is None:
                 sides.append(own)
                 continue
-            whole_number(1).check(**{name: side})
+            (side,) = PIXELS.check(**{name: side})
             if side % factor:
                 nearest = max(1, round(side / factor)) * factor
                 raise ContextDiffusionError(
@@ -238,14 +237,9 @@ class EncodingMixin:
             sides.append(side // factor)
         return sides[0], sides[1]
 
-    def _check_output(self, output_type: str, has_image: bool, callback_inputs: Sequence[str]) -> None:
+    def _check_output(self, output_type: str, has_image: bool) -> None:
         if output_type not in OUTPUT_TYPES:
             choice = ", ".join(OUTPUT_TYPES)
             raise ContextDiffusionError(f"output_type is {output_type!r}; choose one of {choice}")
         if self.vae is None and (output_type != "latent" or has_image):
             raise ContextDiffusionError("the model has no VAE: load one, or ask for latents, without image")
-        unknown = sorted(set(callback_inputs) - set(self._callback_tensor_inputs))
-        if unknown:
-            choice = ", ".join(self._callback_tensor_inputs)
-            got = ", ".join(unknown)
-            raise ContextDiffusionError(f"callbacks cannot get {got}; choose from {choice}")

@@ -10,7 +10,9 @@ from torch import Tensor
 from ..errors import ContextDiffusionError
 from ..images import check_images, image_from_pil
 from ..model.visual_context import clip_crop
-from ..ranges import number
+from ..ranges import CONTEXT_WEIGHT
+
+_LARGEST = 10_000
 
 
 def read_images(value: object, name: str) -> list[Tensor]:
@@ -74,27 +76,25 @@ def read_context(
         nothing = row is None or (isinstance(row, (list, tuple)) and not row)
         each = () if nothing else _each_image(row, "context_images")
         rows.append([image if size is None else clip_crop(image[None], size)[0] for image in each])
-    if weights is None:
-        return [(row, None) for row in rows]
-    if isinstance(weights, Tensor):
-        weights = weights.tolist()
-    if not isinstance(weights, (list, tuple)):
-        got = type(weights).__name__
-        raise ContextDiffusionError(f"context_weights: got {got}, expected a list of numbers")
-    if any(isinstance(entry, (list, tuple)) for entry in weights):
-        if len(weights) != len(rows):
-            raise ContextDiffusionError(
-                f"context_weights has {len(weights)} rows, context_images {len(rows)}: give one for each row"
-            )
-        per_row = list(weights)
-    else:
-        per_row = [weights] * len(rows)
-    for weight in (weight for numbers in per_row for weight in numbers or []):
-        number().check(context_weights=weight)
-    return [
-        (row, list(numbers) if row and numbers is not None else None)
-        for row, numbers in zip(rows, per_row, strict=True)
-    ]
+    if not (_is_list(weights) and any(entry is None or _is_list(entry) for entry in weights)):
+        weights = [weights] * len(rows)
+    elif len(weights) != len(rows):
+        raise ContextDiffusionError(
+            f"context_weights has {len(weights)} rows, context_images {len(rows)}: give one for each row"
+        )
+    numbers = [_read_weights(row) for row in weights]
+    return [(row, each if row else None) for row, each in zip(rows, numbers, strict=True)]
+
+
+def _read_weights(numbers: object) -> list[float] | None:
+    if numbers is not None and not _is_list(numbers):
+        got = type(numbers).__name__
+        raise ContextDiffusionError(f"context_weights: got {got}, expected a list of numbers, or one for each row")
+    return None if numbers is None else [CONTEXT_WEIGHT.check(context_weights=number)[0] for number in numbers]
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0
 
 
 def _is_row(entry: object) -> bool:
@@ -106,16 +106,25 @@ def read_prompts(value: object, name: str) -> list[str] | None:
     """A prompt or a list of them as a list; None stays None.
 
     Raises:
-        ContextDiffusionError: not text, or an empty list.
+        ContextDiffusionError: not text, half of a character in it, or an empty list.
     """
     if value is None:
         return None
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, (list, tuple)) and value and all(isinstance(text, str) for text in value):
-        return list(value)
-    got = "an empty list" if isinstance(value, (list, tuple)) and not value else type(value).__name__
-    raise ContextDiffusionError(f"{name}: got {got}, expected a string or a list of strings")
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not texts:
+        got = "an empty list" if isinstance(texts, (list, tuple)) else type(texts).__name__
+        raise ContextDiffusionError(f"{name}: got {got}, expected a string or a list of strings")
+    for place, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            got = type(text).__name__
+            raise ContextDiffusionError(f'{name}: got {got} as text {place}, expected a string; "" is no text')
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ContextDiffusionError(
+                f"{name}: {text[error.start]!r} at place {error.start} is half of a character and no text: leave it out"
+            ) from error
+    return list(texts)
 
 
 def common_batch(**inputs: Sequence | Tensor | None) -> int:
@@ -136,25 +145,56 @@ def common_batch(**inputs: Sequence | Tensor | None) -> int:
 
 
 def check_embeds(value: object, name: str, width: int) -> None:
-    """Tokens (B, T, width), all finite.
+    """Tokens (B, T, width), see `check_values`.
 
     Raises:
-        ContextDiffusionError: another type or shape, or NaN.
+        ContextDiffusionError: another type or shape, an empty one, or values that nothing can be computed with.
     """
-    if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[-1] != width:
+    if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[-1] != width or 0 in value.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ContextDiffusionError(f"{name}: got {got}, expected a tensor (B, tokens, {width})")
-    check_finite(value, name)
+    check_values(value, name)
 
 
-def check_finite(value: Tensor, name: str) -> None:
-    """No NaN, no infinity.
+def check_values(value: Tensor, name: str) -> None:
+    """Real numbers of the size that networks work with: no NaN, no infinity, nothing beyond 10,000.
 
     Raises:
         ContextDiffusionError: otherwise.
     """
-    if not torch.isfinite(value).all():
-        raise ContextDiffusionError(f"{name} holds NaN or infinite values: check where it comes from")
+    if not value.is_floating_point():
+        raise ContextDiffusionError(f"{name}: dtype is {value.dtype}, expected floating point")
+    if not value.abs().max() <= _LARGEST:
+        raise ContextDiffusionError(f"{name} holds NaN or values beyond {_LARGEST}: check where it comes from")
+
+
+def check_callback(callback: object, names: object, known: Sequence[str]) -> None:
+    """A function or None, and the names of the tensors it wants.
+
+    Raises:
+        ContextDiffusionError: anything else.
+    """
+    if callback is not None and not callable(callback):
+        got = type(callback).__name__
+        raise ContextDiffusionError(f"callback_on_step_end: got {got}, expected a function (pipe, step, t, tensors)")
+    choice = ", ".join(known)
+    if not isinstance(names, (list, tuple, set)) or not all(isinstance(name, str) for name in names):
+        raise ContextDiffusionError(f"callback_on_step_end_tensor_inputs is {names!r}, expected a list out of {choice}")
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ContextDiffusionError(f"callbacks cannot get {', '.join(unknown)}; choose from {choice}")
+
+
+def read_changes(changed: object) -> dict[str, Tensor]:
+    """What a callback gave back: tensors by their names, or None for no change.
+
+    Raises:
+        ContextDiffusionError: anything else.
+    """
+    if changed is not None and not isinstance(changed, dict):
+        got = type(changed).__name__
+        raise ContextDiffusionError(f"callback_on_step_end returned {got}, expected a dict of tensors or None")
+    return changed or {}
 
 
 def check_generator(generator: object, images: int) -> None:

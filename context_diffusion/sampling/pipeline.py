@@ -29,15 +29,9 @@ from ..model.latents import vae_scale_factor
 from ..model.layout import Layout, repeat_rows
 from ..model.visual_context import ContextProjector
 from ..projector import PretrainedContextProjector
-from ..ranges import number, whole_number
+from ..ranges import GUIDANCE, LAYOUT_STRENGTH, SHARE, STEPS, whole_number
 from .encoding import EncodingMixin
-from .inputs import (
-    check_embeds,
-    check_generator,
-    common_batch,
-    read_images,
-    read_prompts,
-)
+from .inputs import check_callback, check_embeds, check_generator, common_batch, read_changes, read_images, read_prompts
 from .loading import LoadingMixin
 from .scheduler import add_noise, check_scheduler, set_timesteps
 
@@ -170,7 +164,7 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
             prompt: text c.
             context_images: PIL images or tensors (3, H, W) in [0, 1], any number and any sizes: one list,
                 shared by the batch, or a list of lists, one for each row.
-            context_weights: one number an image, finite and not negative.
+            context_weights: one number an image, 0 to 1000.
             query_image: image whose map (`map_name`) gives the layout; cropped to the output's shape.
             query_map: the layout q itself, used as it is; in place of `query_image`.
             map_name: a key of `maps.MAPS`: none, canny, softedge, segmentation, depth, normal or scribble.
@@ -178,11 +172,11 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
             height: of the images in pixels, a multiple of the VAE's factor; the model's own size when None.
             width: likewise.
             num_inference_steps: steps of the scheduler, 1 or more.
-            text_guidance: g_txt; 1 means no guidance by text.
+            text_guidance: g_txt, -100 to 100; 1 means no guidance by text.
             context_guidance: g_ctx; 1 means no guidance by context.
             aggregation: how context images are joined: mean, sum or concat; as the model was trained (mean, unless it
                 is an ablation) when None.
-            layout_strength: factor of the layout's residuals, 0 or more; 0 runs no layout encoder.
+            layout_strength: factor of the layout's residuals, 0 to 10; 0 runs no layout encoder.
             layout_start: share of the run, in [0, 1], from which on the layout is heard.
             layout_end: share of the run until which it is heard; not after `layout_start` means no layout.
             image: start from this image (image-to-image).
@@ -222,13 +216,17 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
             raise ContextDiffusionError("nothing to go by: give a prompt, context images or a query image")
         starts = read_images(image, "image") if image is not None else None
 
-        whole_number(1).check(num_inference_steps=num_inference_steps, num_images_per_prompt=num_images_per_prompt)
-        number().check(text_guidance=text_guidance, context_guidance=context_guidance)
-        number(0).check(layout_strength=layout_strength)
-        number(0, 1).check(layout_start=layout_start, layout_end=layout_end, eta=eta, strength=strength)
+        (num_inference_steps,) = STEPS.check(num_inference_steps=num_inference_steps)
+        (num_images_per_prompt,) = whole_number(1).check(num_images_per_prompt=num_images_per_prompt)
+        text_guidance, context_guidance = GUIDANCE.check(text_guidance=text_guidance, context_guidance=context_guidance)
+        (layout_strength,) = LAYOUT_STRENGTH.check(layout_strength=layout_strength)
+        layout_start, layout_end, eta, strength = SHARE.check(
+            layout_start=layout_start, layout_end=layout_end, eta=eta, strength=strength
+        )
         if strength == 0:
             raise ContextDiffusionError("strength is 0, expected a number in (0, 1]: 0 gives the image back")
-        self._check_output(output_type, image is not None, callback_on_step_end_tensor_inputs)
+        self._check_output(output_type, image is not None)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         if self.config.schedule:
             check_scheduler(self.scheduler, self.config.schedule["prediction_type"])
         if context_embeds is not None:
@@ -312,7 +310,7 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
                 tensors["latents"] = stepped[0]
                 if callback_on_step_end is not None:
                     handed = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, i, t, handed) or {}
+                    changed = read_changes(callback_on_step_end(self, i, t, handed))
                     tensors.update({name: value for name, value in changed.items() if name in tensors})
                 if i == steps - 1 or i % order == 0:
                     progress_bar.update()

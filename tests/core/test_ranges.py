@@ -65,6 +65,6 @@ def test_an_option_is_read_as_its_kind():
 
 
 def test_the_wrong_one_of_several_is_named():
-    number(0, 1).check(start=0, end=1.0)
+    assert number(0, 1).check(start=0, end=np.float64(0.5)) == [0, 0.5]
     with pytest.raises(ContextDiffusionError, match="^end is 2, expected a number from 0 to 1$"):
         number(0, 1).check(start=0, end=2)
