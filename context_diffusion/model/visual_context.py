@@ -156,7 +156,7 @@ def check_weights(weights: Sequence[float] | Tensor | None, k: int) -> Tensor:
         raise ContextDiffusionError(f"{len(weights)} context weights for {k} context images: give one for each image")
     if not all(weight in CONTEXT_WEIGHT for weight in weights) or weights.sum() == 0:
         raise ContextDiffusionError(
-            f"context weights are {weights.tolist()}: each must be {CONTEXT_WEIGHT}, and not all may be 0"
+            f"context weights are {weights.tolist()}: each must be {CONTEXT_WEIGHT}, not all zero"
         )
     return weights
 

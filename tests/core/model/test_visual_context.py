@@ -125,8 +125,9 @@ def test_null_context_is_zeros():
     "weights, message",
     [
         ([1.0], "1 context weights for 2"),
-        ([1.0, float("nan")], "finite"),
-        ([1.0, -1.0], "not negative"),
+        ([1.0, float("nan")], "nan.*each must be a number from 0 to 1000"),
+        ([1.0, -1.0], "-1.0.*a number from 0 to 1000"),
+        ([1.0, 1e20], "a number from 0 to 1000"),
         ([0.0, 0.0], "not all zero"),
     ],
 )

@@ -35,7 +35,7 @@ BAD = [
     ({"context_weights": [1.0]}, "1 context weights for 2"),
     ({"context_weights": [1.0, "a"]}, "context_weights: got str"),
     ({"context_weights": 2.0}, "context_weights: got float"),
-    ({"context_weights": [0.0, 0.0]}, "not all may be 0"),
+    ({"context_weights": [0.0, 0.0]}, "not all zero"),
     ({"context_weights": [1.0, 1e38]}, r"context_weights is 1e\+38, expected a number from 0 to 1000"),
     ({"context_weights": [1.0, 1e20], "aggregation": "sum"}, r"context_weights is 1e\+20"),
     ({"context_weights": [1.0, 1e20], "aggregation": "concat"}, r"context_weights is 1e\+20"),
