@@ -24,9 +24,10 @@ from context_diffusion.training.begin.variants import freeze_unused
 from context_diffusion.training.episodes.groups import context_matrix
 from context_diffusion.training.noise_levels import noise_levels
 from context_diffusion.training.run.optimizer import MuonAdamW
-from context_diffusion.training.stages.diffusion import MEMBERS, DiffusionObjective
+from context_diffusion.training.settings import DiffusionSettings
+from context_diffusion.training.stages.diffusion import DiffusionObjective
 
-REPEATS = 4
+REPEATS = DiffusionSettings.repeats
 
 
 def made_up_batch(objective: DiffusionObjective, rows: int) -> dict:
@@ -45,7 +46,7 @@ def made_up_batch(objective: DiffusionObjective, rows: int) -> dict:
         "latents": torch.randn(unique, channels, 16, 16, generator=generator),
         "ids": ids,
         "text": order + 1,
-        "context": context_matrix(order, MEMBERS, generator, 0.12),
+        "context": context_matrix(order, DiffusionSettings.members, generator, DiffusionSettings.context_dropout),
         "layout": torch.ones(rows),
         "noise": torch.randn(rows, channels, 16, 16, generator=generator),
         "levels": noise_levels(rows, generator),

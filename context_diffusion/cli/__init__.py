@@ -11,10 +11,41 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
 from ..failures import FAILED, report
-from .parser import build_parser
+from . import average, data, evaluate, generate, info, train
+from .parser import Parser
 
 __all__ = ["build_parser", "main"]
+
+_EPILOG = """\
+examples:
+  context-diffusion info
+      which models and example inputs came with the package
+  context-diffusion generate --example moon-camp --grid --out moon.png
+      a first picture, from inputs that came with the package
+  context-diffusion generate --context a.png b.png --query sketch.png --map softedge --out new.png
+      draw the sketch in the style of a.png and b.png
+  context-diffusion generate --context a.png b.png --prompt "a red fox" --num-images 4 --out fox.png
+      four foxes in that style: fox-1.png to fox-4.png
+
+`context-diffusion COMMAND --help` explains one command.
+exit codes: 0 done, 1 the machine failed, 2 the input was wrong, 130 stopped with Ctrl-C
+"""
+
+
+def build_parser() -> Parser:
+    """The parser of every subcommand. Nothing heavy is imported."""
+    parser = Parser(
+        prog="context-diffusion",
+        description="Make images from context images (the style), a query image (the layout) and a prompt.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"context-diffusion {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (generate, info, train, average, data, evaluate):
+        module.add_command(commands)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

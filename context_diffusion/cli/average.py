@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..checkpoint.write import save_checkpoint
     from ..pretrained import find_model
     from ..training.begin.average import average_models, replace_vae
-    from ..training.stages.vae import load_vae
+    from ..training.begin.vae import load_vae
     from .outputs import check_writable
 
     check_writable(arguments.out)

@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
             # Found out here, where it is one line, and not in every process.
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     from ..training.config import load_config
+    from ..training.run.launch import launch
     from ..training.run.placement import started_processes
-    from .launch import launch
     from .outputs import check_writable
 
     overrides = {name: getattr(arguments, name) for name in _PASSED_ON if name != "stop_after"}

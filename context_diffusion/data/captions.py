@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Names that people use for icon colors, with a typical sRGB value each.
 COLOR_NAMES = {
@@ -26,6 +31,42 @@ COLOR_NAMES = {
     "dark grey": (70, 72, 78),
     "black": (18, 18, 20),
 }
+# How a transformed picture's style is called in captions.
+FAMILY_WORDS = {
+    "palette": "recolored",
+    "duotone": "duotone",
+    "hue": "shifted hues",
+    "invert": "negative",
+    "posterize": "posterized",
+    "line_art": "line art",
+    "outline": "heavy outline",
+    "halftone": "halftone print",
+    "poster": "flat poster colors",
+    "curves": "faded film",
+    "ramp": "gradient light",
+    "silhouette": "silhouette",
+    "weight": "bold lines",
+    "stamp": "two-ink stamp",
+    "soft": "soft focus",
+    "relief": "paper relief",
+    "mosaic": "pixel mosaic",
+    "background": "colored background",
+    "fade": "gradient background",
+    "tile": "on a tile",
+    "shadow": "drop shadow",
+    "sticker": "sticker",
+    "tint": "tinted",
+}
+
+# How a query map is called in captions, in the reverse task.
+MAP_WORDS = {
+    "softedge": "soft edge map",
+    "segmentation": "segmentation map",
+    "depth": "depth map",
+    "canny": "canny edge map",
+    "normal": "normal map",
+}
+
 _NAMES = list(COLOR_NAMES)
 _VALUES = np.array(list(COLOR_NAMES.values()), dtype=np.float32)
 
@@ -92,3 +133,18 @@ def emoji_caption(entry: dict, style_words: str, colors: list[str], rng: np.rand
     if colors and rng.random() < 0.6:
         parts.append(" and ".join(colors[: int(rng.integers(1, len(colors) + 1))]))
     return ", ".join(parts)
+
+
+def transformed_caption(entry: dict, families: tuple[str, ...], image: Tensor, rng: np.random.Generator) -> str:
+    """The caption of an emoji in a transformed style: its colors are those of the whole picture, ground included.
+
+    Args:
+        entry: as in `emoji_caption`.
+        families: of the style transform.
+        image: the picture, (3, H, W) in [0, 1].
+        rng: as in `emoji_caption`.
+    """
+    pixels = (image.permute(1, 2, 0) * 255).byte().numpy()
+    colors = dominant_colors(pixels, np.zeros(pixels.shape[:2], np.uint8))
+    words = " ".join(FAMILY_WORDS[name] for name in families if name in FAMILY_WORDS)
+    return emoji_caption(entry, words, colors, rng)

@@ -7,9 +7,9 @@ import importlib
 import logging
 import sys
 
-from ..cli.launch import end_with_launcher
 from ..failures import report
 from .config import RunConfig, load_config
+from .run.launch import end_with_launcher
 from .run.loop import train
 
 STAGE_CLASSES = {

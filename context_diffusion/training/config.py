@@ -4,66 +4,22 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field
 from pathlib import Path
+from typing import Any, TypeVar
 
-from ..choices import PRECISIONS
 from ..errors import ContextDiffusionError
-from .settings import ANYTHING, RUN_RANGES, SETTINGS, Kind
+from ..ranges import Range
+from .settings import SETTINGS, RunConfig, is_needed, table_fields
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-STAGES = ("vae", "clip", "diffusion")
+__all__ = ["RunConfig", "load_config", "read_table", "stage_settings"]
 
-
-@dataclass
-class RunConfig:
-    """What every stage shares.
-
-    Attributes:
-        stage: `vae`, `clip` or `diffusion`.
-        data: folder that `context-diffusion data emoji` wrote.
-        out: folder for weights, resume state, logs and sample grids.
-        steps: optimizer steps in all.
-        batch_size: unique images a step and process.
-        learning_rate: peak of the cosine schedule.
-        final_learning_rate: its end, as a share of the peak.
-        warmup_steps: linear warm-up.
-        weight_decay: decoupled, of the weight matrices.
-        grad_clip: largest gradient norm.
-        ema_decay: decay of the averaged weights, which are the stage's result.
-        precision: `fp32`, `bf16` (autocast) or `bf16_matmul` (linear and convolution layers alone in bf16: the fast
-            one on a CPU with bf16 instructions).
-        seed: of weights, batches and noise.
-        processes: batches a step, whose gradients are averaged: one a process, see `placement.started_processes`.
-        threads: CPU threads a process.
-        log_every, save_every, sample_every: in steps; 0 means never.
-        settings: the stage's own table, [vae], [clip] or [diffusion].
-    """
-
-    stage: str
-    data: str
-    out: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-    final_learning_rate: float = 0.05
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
-    precision: str = "fp32"
-    seed: int = 0
-    processes: int = 1
-    threads: int = 0
-    log_every: int = 20
-    save_every: int = 500
-    sample_every: int = 500
-    settings: dict = field(default_factory=dict)
+Table = TypeVar("Table")
 
 
 def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:
@@ -80,31 +36,65 @@ def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:
         ContextDiffusionError: unreadable file, unknown or missing names, or values of the wrong type or range.
     """
     path = Path(path)
-    table = _read(path)
-    run = dict(_table(path, "run", table.get("run", {})))
-    run.update({name: value for name, value in (overrides or {}).items() if value is not None})
-    known = {item.name: item for item in fields(RunConfig) if item.name != "settings"}
-    _check_names(path, "run", run, known)
-    for name, value in run.items():
-        wanted = {"str": str, "int": int, "float": (int, float)}[known[name].type]
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ContextDiffusionError(f"{path}: {name} is {value!r}, expected a value of type {known[name].type}")
-    missing = [name for name in ("stage", "data", "out", "steps", "batch_size", "learning_rate") if name not in run]
+    tables = _read(path)
+    try:
+        run = _table("run", tables.pop("run", {}))
+        run = {**run, **{name: value for name, value in (overrides or {}).items() if value is not None}}
+        config = read_table(RunConfig, "run", run)
+        config.settings = _table(config.stage, tables.pop(config.stage, {}))
+        if tables:
+            raise ContextDiffusionError(f"unknown table [{min(tables)}]; expected [run] and [{config.stage}]")
+        stage_settings(config)
+    except ContextDiffusionError as error:
+        raise ContextDiffusionError(f"{path}: {error}") from error
+    return config
+
+
+def stage_settings(config: RunConfig) -> Any:
+    """The stage's own settings, of the class in `settings.SETTINGS`.
+
+    Raises:
+        ContextDiffusionError: as `read_table`.
+    """
+    return read_table(SETTINGS[config.stage], config.stage, config.settings)
+
+
+def read_table(kind: type[Table], name: str, values: dict) -> Table:
+    """A table of a config as its dataclass, defaults filled in.
+
+    Raises:
+        ContextDiffusionError: unknown or missing names, or values that do not fit, alone or together.
+    """
+    known = {item.name: item for item in table_fields(kind)}
+    for key in values:
+        # What nothing would read: a slip of the pen must not train with the default.
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ContextDiffusionError(
+                f"[{name}] has no setting {key!r}, the nearest is {nearest!r}; it has {', '.join(known)}"
+            )
+    read = {key: _value(name, known[key], value) for key, value in values.items()}
+    missing = [key for key, item in known.items() if is_needed(item) and key not in read]
     if missing:
-        raise ContextDiffusionError(f"{path}: [run] lacks {', '.join(missing)}")
-    for name, choices in (("stage", STAGES), ("precision", PRECISIONS)):
-        if run.get(name, choices[0]) not in choices:
-            raise ContextDiffusionError(f"{path}: {name} is {run[name]!r}, choose one of {', '.join(choices)}")
-    for name, kind in RUN_RANGES.items():
-        if name in run:
-            _check_value(path, name, run[name], kind)
-    unknown = set(table) - {"run", run["stage"]}
-    if unknown:
-        raise ContextDiffusionError(f"{path}: unknown table [{min(unknown)}]; expected [run] and [{run['stage']}]")
-    stage = run["stage"]
-    settings = _table(path, stage, table.get(stage, {}))
-    _check_settings(path, stage, settings, SETTINGS[stage])
-    return RunConfig(**run, settings=settings)
+        raise ContextDiffusionError(f"[{name}] lacks {', '.join(missing)}")
+    of_its_own = {key: None for key, item in known.items() if any(map(values.get, item.metadata["own"]))}
+    return kind(**{**of_its_own, **read})
+
+
+def _value(table: str, item: Field, value: object) -> object:
+    takes = item.metadata["takes"]
+    if isinstance(takes, type):
+        return read_table(takes, f"{table}.{item.name}", _table(f"{table}.{item.name}", value))
+    if value not in takes:
+        kind = f" ({'int' if takes.whole else 'float'})" if isinstance(takes, Range) else ""
+        raise ContextDiffusionError(f"[{table}] {item.name} is {value!r}, expected {takes}{kind}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _table(name: str, value: object) -> dict:
+    if not isinstance(value, dict):
+        raise ContextDiffusionError(f"{name} is {value!r}, expected a table [{name}]")
+    return value
 
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
@@ -132,38 +122,3 @@ def _on_top(below: dict, above: dict) -> dict:
         both = isinstance(value, dict) and isinstance(below.get(name), dict)
         joined[name] = _on_top(below[name], value) if both else value
     return joined
-
-
-def _check_settings(path: Path, table: str, found: dict, known: Mapping[str, Kind | dict[str, Kind]]) -> None:
-    """Names and values of a stage's table, and of the tables in it."""
-    _check_names(path, table, found, known)
-    for name, value in found.items():
-        kind = known[name]
-        if isinstance(kind, Kind):
-            _check_value(path, f"[{table}] {name}", value, kind)
-        else:
-            inner = _table(path, f"{table}.{name}", value)
-            if kind is not ANYTHING:
-                _check_settings(path, f"{table}.{name}", inner, kind)
-
-
-def _check_value(path: Path, name: str, value: object, kind: Kind) -> None:
-    if not kind.fits(value):
-        raise ContextDiffusionError(f"{path}: {name} is {value!r}, expected {kind.words}")
-
-
-def _table(path: Path, name: str, value: object) -> dict:
-    if not isinstance(value, dict):
-        raise ContextDiffusionError(f"{path}: {name} is {value!r}, expected a table [{name}]")
-    return value
-
-
-def _check_names(path: Path, table: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name that nothing would read: a slip of the pen must not train with the default."""
-    known = list(known)
-    for name in found:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ContextDiffusionError(
-                f"{path}: [{table}] has no setting {name!r}, the nearest is {nearest!r}; it has {', '.join(known)}"
-            )

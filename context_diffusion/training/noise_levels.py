@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Where the noise levels of a training run gather, and the share of them drawn evenly, where nothing else is asked for.
-NOISE_MEAN, NOISE_UNIFORM = 0.4, 0.2
+from .settings import DiffusionSettings
 
 
 def noise_levels(
-    count: int, generator: torch.Generator, mean: float = NOISE_MEAN, uniform: float = NOISE_UNIFORM
+    count: int,
+    generator: torch.Generator,
+    mean: float = DiffusionSettings.noise_mean,
+    uniform: float = DiffusionSettings.noise_uniform,
 ) -> Tensor:
     """Noise levels s in (0, 1) of rectified flow, (count,).
 

@@ -82,8 +82,9 @@ def write_tiny_data(folder, size=SIZE):
 def write_tiny_encoders(folder):
     """What the stages `vae` and `clip` leave behind, with random weights; returns the folder with both."""
     from context_diffusion.checkpoint.tokenizer import tokenizer_to_json
+    from context_diffusion.training.begin.vae import new_vae
+    from context_diffusion.training.settings import CLIPSettings
     from context_diffusion.training.stages.clip import new_clip
-    from context_diffusion.training.stages.vae import new_vae
 
     from .tiny import tiny_tokenizer
 
@@ -91,7 +92,7 @@ def write_tiny_encoders(folder):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         new_vae(4, (1, 1, 1, 1), (1, 1, 1, 1)).save_pretrained(folder / "vae")
-        shape = {"width": 48, "heads": 3, "text_layers": 1, "vision_layers": 1, "image_size": 32}
+        shape = CLIPSettings(width=48, heads=3, text_layers=1, vision_layers=1, image_size=32)
         text, image = new_clip(shape, len(tokenizer), tokenizer.eos_token_id)
         text.save_pretrained(folder / "text_encoder")
         image.save_pretrained(folder / "image_encoder")

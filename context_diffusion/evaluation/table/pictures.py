@@ -83,7 +83,7 @@ def context_queries(
 def prompts(library: EmojiLibrary, task: Task, cases: Sequence[TableCase]) -> tuple[str, ...]:
     """What is asked for in words, one prompt a case."""
     if task.kind == "reverse":
-        from ...training.episodes.groups import MAP_WORDS
+        from ...data.captions import MAP_WORDS
 
         return tuple(f"{MAP_WORDS[task.map]}, {library.emoji[case.key]['name']}" for case in cases)
     return tuple(library.caption(case.style, case.key) for case in cases)

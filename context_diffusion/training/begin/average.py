@@ -16,10 +16,7 @@ from ...checkpoint.parts import describe_part, present_parts
 from ...checkpoint.tokenizer import tokenizer_to_json
 from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion
-from ..stages.diffusion import DECODING
-
-# How far weights of one encoder may lie apart in two files: half precision rounds to 11 bits.
-_ROUNDING = 2.0**-10
+from .vae import same_latents
 
 
 @torch.no_grad()
@@ -67,23 +64,6 @@ def replace_vae(model: ContextDiffusion, vae: nn.Module) -> None:
             "trained on from the model's own ([vae] train_encoder = false)"
         )
     model.vae = vae.to(next(model.vae.parameters()).dtype).eval().requires_grad_(False)
-
-
-def same_latents(first: nn.Module, second: nn.Module) -> bool:
-    """Do two autoencoders make the same latents, but for the rounding of half precision?"""
-    if type(first) is not type(second):
-        return False
-    if any(first.config.get(name) != second.config.get(name) for name in ("scaling_factor", "shift_factor")):
-        return False
-    one, two = (
-        {name: value.float() for name, value in vae.state_dict().items() if not name.startswith(DECODING)}
-        for vae in (first, second)
-    )
-    return one.keys() == two.keys() and all(
-        one[name].shape == two[name].shape
-        and torch.allclose(one[name], two[name], rtol=_ROUNDING, atol=_ROUNDING * float(one[name].abs().max()))
-        for name in one
-    )
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:

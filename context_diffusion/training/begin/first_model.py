@@ -14,42 +14,33 @@ from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion
 from ...model.layout import is_adapter
 from ...model.visual_context import ContextProjector
-from ..stages.vae import load_vae
+from ..settings import DiffusionSettings
 from .attention import attention_of, block_types, with_attention, within
+from .vae import load_vae
 from .variants import build_variant, check_variant
 
 
-def first_model(settings: dict) -> ContextDiffusion:
+def first_model(settings: DiffusionSettings) -> ContextDiffusion:
     """What the settings of [diffusion] ask for, its VAE included.
 
     Raises:
-        ContextDiffusionError: `start_from` and `pretrained` together, `keep_layout` without `pretrained`, files that
-            are missing or do not fit, or settings that the checkpoint is not of.
+        ContextDiffusionError: files that are missing or do not fit, or settings that the checkpoint is not of.
     """
-    if settings.get("start_from") and settings.get("pretrained"):
-        raise ContextDiffusionError(
-            "[diffusion] start_from goes on with a model and pretrained begins a new one: give one of them"
-        )
-    if settings.get("keep_layout") and not settings.get("pretrained"):
-        raise ContextDiffusionError(
-            "[diffusion] keep_layout keeps the ControlNet of pretrained, which is not given: give pretrained, or leave "
-            "keep_layout out"
-        )
-    if settings.get("start_from"):
+    if settings.start_from:
         model = _continued(settings)
-    elif settings.get("pretrained"):
+    elif settings.pretrained:
         model = _around_pretrained(settings)
     else:
-        vae = load_vae(_stage_folder("vae", settings.get("vae")))
-        model = new_model(settings, vae.config.latent_channels, _stage_folder("clip", settings.get("clip")))
+        vae = load_vae(_stage_folder("vae", settings.vae))
+        model = new_model(settings, vae.config.latent_channels, _stage_folder("clip", settings.clip))
         model.vae = vae
         return model
-    if settings.get("vae"):
-        model.vae = load_vae(settings["vae"])
+    if settings.vae:
+        model.vae = load_vae(settings.vae)
     return model
 
 
-def _stage_folder(name: str, folder: str | None) -> Path:
+def _stage_folder(name: str, folder: str) -> Path:
     """Where an earlier stage wrote what a new model is made of."""
     if not folder:
         raise ContextDiffusionError(
@@ -59,16 +50,16 @@ def _stage_folder(name: str, folder: str | None) -> Path:
     return Path(folder)
 
 
-def _continued(settings: dict) -> ContextDiffusion:
+def _continued(settings: DiffusionSettings) -> ContextDiffusion:
     """The model of `start_from`, its UNet with more attention if that is asked for."""
-    model = load_checkpoint(settings["start_from"], dtype=torch.float32)
+    model = load_checkpoint(settings.start_from, dtype=torch.float32)
     check_variant(model, variant_settings(settings))
-    model.unet = with_attention(model.unet, settings.get("attention", attention_of(model.unet)))
-    model.info.update(settings.get("info", {}))
+    model.unet = with_attention(model.unet, settings.attention or attention_of(model.unet))
+    model.info.update(settings.info)
     return model
 
 
-def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> nn.Module:
+def new_unet(settings: DiffusionSettings, latent_channels: int, cross_attention_dim: int) -> nn.Module:
     """A UNet of ComfyUI's limits: one layer a block, groups of 32, heads of one width.
 
     Raises:
@@ -76,9 +67,7 @@ def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> 
     """
     from diffusers import UNet2DConditionModel
 
-    channels = tuple(settings.get("channels", (64, 128, 128)))
-    head_channels = settings.get("head_channels", 32)
-    attention = settings.get("attention", (False, True, True))
+    channels, head_channels, attention = settings.channels, settings.head_channels, settings.attention
     if any(width % 32 or width % head_channels for width in channels):
         raise ContextDiffusionError(
             f"[diffusion] channels is {list(channels)} with head_channels {head_channels}: give multiples of 32, the "
@@ -91,7 +80,7 @@ def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> 
         )
     down, up = block_types(attention)
     return UNet2DConditionModel(
-        sample_size=settings.get("sample_size", 16),
+        sample_size=settings.sample_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=channels,
@@ -104,7 +93,7 @@ def new_unet(settings: dict, latent_channels: int, cross_attention_dim: int) -> 
     )
 
 
-def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffusion:
+def new_model(settings: DiffusionSettings, latent_channels: int, clip: Path) -> ContextDiffusion:
     """A fresh model around the CLIP stage's encoders; the layout encoder is the UNet's encoder's copy."""
     from transformers import CLIPTextModel, CLIPVisionModel
 
@@ -115,17 +104,17 @@ def new_model(settings: dict, latent_channels: int, clip: Path) -> ContextDiffus
     except OSError as error:
         raise ContextDiffusionError(f"[diffusion] clip = {str(clip)!r}: run the clip stage first ({error})") from error
     unet = new_unet(settings, latent_channels, text_encoder.config.hidden_size)
-    schedule = {"prediction_type": settings.get("prediction_type", "flow")}
+    schedule = {"prediction_type": settings.prediction_type}
     return _around(settings, unet, text_encoder, tokenizer, image_encoder, schedule)
 
 
-def _around_pretrained(settings: dict) -> ContextDiffusion:
+def _around_pretrained(settings: DiffusionSettings) -> ContextDiffusion:
     """A model with the UNet, encoders and VAE of another one; layout encoder and projector are new.
 
     As the paper starts from Stable Diffusion: what the context adds is learned by a UNet that draws already. With
     `keep_layout` the other one's ControlNet stays too, so that only the way to the context is new.
     """
-    path = settings["pretrained"]
+    path = settings.pretrained
     start = load_checkpoint(path, dtype=torch.float32)
     missing = [name for name in ("vae", "text_encoder", "image_encoder") if getattr(start, name) is None]
     if missing:
@@ -136,16 +125,16 @@ def _around_pretrained(settings: dict) -> ContextDiffusion:
         raise ContextDiffusionError(
             f"[diffusion] pretrained = {path!r} has decoupled cross-attention: go on with it by start_from"
         )
-    kept = _kept_layout(settings, start) if settings.get("keep_layout") else None
-    unet = with_attention(start.unet, settings.get("attention", attention_of(start.unet)))
+    kept = _kept_layout(settings, start) if settings.keep_layout else None
+    unet = with_attention(start.unet, settings.attention or attention_of(start.unet))
     model = _around(settings, unet, start.text_encoder, start.tokenizer, start.image_encoder, start.schedule, kept)
     model.vae = start.vae
     return model
 
 
-def _kept_layout(settings: dict, start: ContextDiffusion) -> nn.Module:
+def _kept_layout(settings: DiffusionSettings, start: ContextDiffusion) -> nn.Module:
     """The layout encoder of `pretrained`, which must be a ControlNet as it was trained."""
-    path, asked = settings["pretrained"], settings.get("layout", "controlnet")
+    path, asked = settings.pretrained, settings.layout or "controlnet"
     if start.layout_encoder is None or is_adapter(start.layout_encoder):
         raise ContextDiffusionError(
             f"[diffusion] pretrained = {path!r} has no ControlNet and keep_layout asks for it: leave keep_layout out"
@@ -155,7 +144,7 @@ def _kept_layout(settings: dict, start: ContextDiffusion) -> nn.Module:
             f"[diffusion] keep_layout keeps the ControlNet of pretrained = {path!r} and layout is {asked!r}: "
             "leave one of them out"
         )
-    own, attention = attention_of(start.layout_encoder), settings.get("layout_attention")
+    own, attention = attention_of(start.layout_encoder), settings.layout_attention
     if attention is not None and tuple(attention) != own:
         raise ContextDiffusionError(
             f"[diffusion] layout_attention is {list(attention)} and the layout encoder of pretrained = {path!r} has "
@@ -165,7 +154,7 @@ def _kept_layout(settings: dict, start: ContextDiffusion) -> nn.Module:
 
 
 def _around(
-    settings: dict,
+    settings: DiffusionSettings,
     unet: nn.Module,
     text_encoder: nn.Module,
     tokenizer: object,
@@ -177,12 +166,12 @@ def _around(
     parts = {
         "unet": unet,
         "projector": ContextProjector(image_encoder.config.hidden_size, text_encoder.config.hidden_size),
-        "layout_encoder": layout_encoder or new_layout_encoder(unet, settings.get("layout_attention")),
+        "layout_encoder": layout_encoder or new_layout_encoder(unet, settings.layout_attention),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
         "image_encoder": image_encoder,
         "schedule": schedule,
-        "info": settings.get("info", {}),
+        "info": settings.info,
     }
     return ContextDiffusion(**build_variant(parts, variant_settings(settings)))
 
@@ -213,13 +202,13 @@ def new_layout_encoder(unet: nn.Module, attention: Sequence[bool] | None = None)
     return leaner
 
 
-def variant_settings(settings: dict) -> dict[str, str | None]:
+def variant_settings(settings: DiffusionSettings) -> dict[str, str | None]:
     """What the config says of the ablations and the baseline; None where it is silent."""
     return {
-        "aggregation": settings.get("aggregation"),
-        "cross_attention": settings.get("cross_attention"),
-        "context_hidden_state": settings.get("context_hidden_state"),
-        "null_context": settings.get("null_context"),
-        "layout": settings.get("layout"),
-        "baseline": settings.get("baseline"),
+        "aggregation": settings.aggregation,
+        "cross_attention": settings.cross_attention,
+        "context_hidden_state": settings.context_hidden_state,
+        "null_context": settings.null_context,
+        "layout": settings.layout,
+        "baseline": settings.baseline,
     }

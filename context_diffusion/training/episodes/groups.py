@@ -13,23 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.captions import MAP_WORDS, transformed_caption
 from ...data.library import EmojiLibrary
 from ...data.transforms import sample_transform
 from ...errors import ContextDiffusionError
 from ...maps import make_map
-from ..stages.clip import transformed_caption
+from ..settings import DiffusionSettings
 
-# Most context images of a training row, where nothing else is asked for.
-LARGEST_K = 3
 OTHER_MAPS = ("canny", "scribble", "depth", "normal", "segmentation")
 REVERSE_MAPS = ("softedge", "segmentation", "depth", "canny", "normal")
-MAP_WORDS = {
-    "softedge": "soft edge map",
-    "segmentation": "segmentation map",
-    "depth": "depth map",
-    "canny": "canny edge map",
-    "normal": "normal map",
-}
 
 
 @dataclass
@@ -108,7 +100,7 @@ def draw_group(library: EmojiLibrary, rng: np.random.Generator, kind: str, size:
         transform = sample_transform(rng)
         images = transform(plain, library.background(style, keys))
         captions = [
-            [transformed_caption(library, key, transform.families, image, rng) for _ in range(2)]
+            [transformed_caption(library.emoji[key], transform.families, image, rng) for _ in range(2)]
             for key, image in zip(keys, images, strict=True)
         ]
     # Half of the transformed groups are asked for by the plain drawing's edges: those say nothing of the new style.
@@ -138,7 +130,11 @@ def _other_drawing(
 
 
 def context_matrix(
-    rows: Tensor, members: int, generator: torch.Generator, dropout: float, largest_k: int = LARGEST_K
+    rows: Tensor,
+    members: int,
+    generator: torch.Generator,
+    dropout: float,
+    largest_k: int = DiffusionSettings.largest_k,
 ) -> Tensor:
     """Which pictures are whose context: row weights over the batch's unique pictures, each row summing to 1 or 0.
 

@@ -15,76 +15,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...checkpoint.tokenizer import tokenizer_to_json, train_tokenizer
-from ...data.captions import dominant_colors, emoji_caption
+from ...data.captions import FAMILY_WORDS, transformed_caption
 from ...data.library import EmojiLibrary
 from ...data.transforms import sample_transform
-from ...errors import ContextDiffusionError
 from ...model.visual_context import clip_preprocess
-from ..config import RunConfig
+from ..config import RunConfig, stage_settings
 from ..run.loop import batch_seed
-
-# How a transformed picture's style is called in captions.
-FAMILY_WORDS = {
-    "palette": "recolored",
-    "duotone": "duotone",
-    "hue": "shifted hues",
-    "invert": "negative",
-    "posterize": "posterized",
-    "line_art": "line art",
-    "outline": "heavy outline",
-    "halftone": "halftone print",
-    "poster": "flat poster colors",
-    "curves": "faded film",
-    "ramp": "gradient light",
-    "silhouette": "silhouette",
-    "weight": "bold lines",
-    "stamp": "two-ink stamp",
-    "soft": "soft focus",
-    "relief": "paper relief",
-    "mosaic": "pixel mosaic",
-    "background": "colored background",
-    "fade": "gradient background",
-    "tile": "on a tile",
-    "shadow": "drop shadow",
-    "sticker": "sticker",
-    "tint": "tinted",
-}
+from ..settings import CLIPSettings
 
 
-def new_clip(settings: dict, vocabulary: int, end_token: int) -> tuple[nn.Module, nn.Module]:
-    """A CLIPTextModel and a CLIPVisionModel of one width, with random weights.
-
-    Raises:
-        ContextDiffusionError: a width that the heads do not divide, or an image size that the patches do not.
-    """
+def new_clip(settings: CLIPSettings, vocabulary: int, end_token: int) -> tuple[nn.Module, nn.Module]:
+    """A CLIPTextModel and a CLIPVisionModel of one width, with random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-    width, heads = settings.get("width", 192), settings.get("heads", 3)
-    if width % heads:
-        raise ContextDiffusionError(f"[clip] width is {width} and heads {heads}: give a width that heads divide")
-    size, patch = settings.get("image_size", 128), settings.get("patch_size", 16)
-    if size % patch:
-        raise ContextDiffusionError(f"[clip] image_size is {size} and patch_size {patch}: give a size that it divides")
+    width = settings.width
     shape = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
-        "num_attention_heads": heads,
+        "num_attention_heads": settings.heads,
         "projection_dim": width,
         "hidden_act": "quick_gelu",
     }
     text = CLIPTextConfig(
         vocab_size=vocabulary,
         max_position_embeddings=77,
-        num_hidden_layers=settings.get("text_layers", 4),
+        num_hidden_layers=settings.text_layers,
         bos_token_id=end_token - 1,
         eos_token_id=end_token,
         pad_token_id=end_token,
         **shape,
     )
     vision = CLIPVisionConfig(
-        image_size=size,
-        patch_size=patch,
-        num_hidden_layers=settings.get("vision_layers", 4),
+        image_size=settings.image_size,
+        patch_size=settings.patch_size,
+        num_hidden_layers=settings.vision_layers,
         **shape,
     )
     image_encoder = CLIPVisionModel(vision)
@@ -141,22 +105,14 @@ class CLIPObjective(nn.Module):
 
 
 class CLIPStage:
-    """Pairs of a picture and its caption.
-
-    Settings of [clip]: `width`, `heads`, `text_layers`, `vision_layers`, `patch_size`, `image_size`, `vocabulary`,
-    `transformed` (share), `text_tokens` (positions that captions may fill; the causal mask makes the rest useless
-    to the loss).
-    """
+    """Pairs of a picture and its caption; its settings are `CLIPSettings`."""
 
     def __init__(self, config: RunConfig) -> None:
-        settings = config.settings
         torch.manual_seed(config.seed)
-        self.config = config
+        self.config, self.settings = config, stage_settings(config)
         self.library = EmojiLibrary(config.data)
-        self.transformed = settings.get("transformed", 0.5)
-        self.text_tokens = settings.get("text_tokens", 32)
-        self.tokenizer = train_tokenizer(self._all_captions(), settings.get("vocabulary", 4096))
-        text, vision = new_clip(settings, len(self.tokenizer), self.tokenizer.eos_token_id)
+        self.tokenizer = train_tokenizer(self._all_captions(), self.settings.vocabulary)
+        text, vision = new_clip(self.settings, len(self.tokenizer), self.tokenizer.eos_token_id)
         self.module = CLIPObjective(text, vision)
 
     def _all_captions(self) -> list[str]:
@@ -175,13 +131,13 @@ class CLIPStage:
         rng = np.random.default_rng(batch_seed(self.config.seed, step, rank))
         images, captions = [], []
         while len(images) < self.config.batch_size:
-            image, caption = draw_pair(self.library, rng, self.transformed)
+            image, caption = draw_pair(self.library, rng, self.settings.transformed)
             images.append(image)
             captions.append(caption)
         images = torch.cat(images)
         encoder = self.module.image_encoder
         ids = self.tokenizer(
-            captions, padding="max_length", max_length=self.text_tokens, truncation=True, return_tensors="pt"
+            captions, padding="max_length", max_length=self.settings.text_tokens, truncation=True, return_tensors="pt"
         ).input_ids
         return {
             "pixels": clip_preprocess(images, encoder.config.image_size),
@@ -208,14 +164,4 @@ def draw_pair(library: EmojiLibrary, rng: np.random.Generator, transformed: floa
         return image, library.caption(style, key, rng)
     transform = sample_transform(rng)
     image = transform(image, library.background(style, [key]))
-    return image, transformed_caption(library, key, transform.families, image[0], rng)
-
-
-def transformed_caption(
-    library: EmojiLibrary, key: str, families: tuple[str, ...], image: Tensor, rng: np.random.Generator
-) -> str:
-    """The caption of an emoji in a transformed style: its colors are those of the whole picture, ground included."""
-    pixels = (image.permute(1, 2, 0) * 255).byte().numpy()
-    colors = dominant_colors(pixels, np.zeros(pixels.shape[:2], np.uint8))
-    words = " ".join(FAMILY_WORDS[name] for name in families if name in FAMILY_WORDS)
-    return emoji_caption(library.emoji[key], words, colors, rng)
+    return image, transformed_caption(library.emoji[key], transform.families, image[0], rng)

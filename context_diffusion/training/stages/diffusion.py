@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +18,16 @@ from ...model.layout import pick_rows
 from ...model.process import diffusion_loss
 from ...model.visual_context import clip_preprocess, image_tokens
 from ..begin.first_model import first_model
+from ..begin.vae import latents_digest
 from ..begin.variants import freeze_unused
-from ..config import RunConfig
+from ..config import RunConfig, stage_settings
 from ..episodes.context import row_contexts
-from ..episodes.groups import LARGEST_K, context_matrix, draw_examples
+from ..episodes.groups import context_matrix, draw_examples
 from ..episodes.pool import GROUP_SIZE, EpisodePool
-from ..noise_levels import NOISE_MEAN, NOISE_UNIFORM, noise_levels
+from ..noise_levels import noise_levels
 from ..run.loop import batch_seed
 from ..run.preview import preview_grid
-
-# Pictures of a group in a batch, where nothing else is asked for.
-MEMBERS = 4
-# How often they are whole runs of one subgroup.
-RELATED = 0.6
-
-
-# What of an autoencoder has no part in the latents that it makes.
-DECODING = ("decoder.", "post_quant_conv.")
-
-
-def latents_digest(vae: nn.Module) -> str:
-    """A short name for all of an autoencoder that its latents depend on; another decoder leaves it the same."""
-    digest = hashlib.sha256(repr((vae.config.scaling_factor, vae.config.get("shift_factor"))).encode())
-    for name, value in vae.state_dict().items():
-        if not name.startswith(DECODING):
-            digest.update(value.float().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+from ..settings import DiffusionSettings
 
 
 class DiffusionObjective(nn.Module):
@@ -92,79 +76,38 @@ class DiffusionObjective(nn.Module):
 
 
 class DiffusionStage:
-    """Episodes from the pool; `batch_size` rows of the loss a process and step.
-
-    Settings of [diffusion], in the order of `settings.SETTINGS`:
-
-    What it begins with: `vae` (folder of the vae stage) and `clip` (folder of the clip stage). Or `start_from`, a
-    checkpoint to go on from; or `pretrained`, a checkpoint whose UNet and encoders a new model begins with, and with
-    `keep_layout` its ControlNet too; a `vae` beside either takes the place of the checkpoint's, `clip` is not read.
-    `prediction_type`.
-
-    The UNet: `channels`, `attention` (a list; on from a checkpoint, resolutions that have none get it) and
-    `layout_attention` (the layout encoder's, when it is new), `head_channels`, `sample_size`.
-
-    Episodes: `repeats` (noise levels a target), `members` (pictures of a group in a batch, each other's context: 4, 8
-    or 16), `largest_k` (most context images of a row, fewer than `members`), `related` (share of the draws that take
-    whole runs of one subgroup, see `draw_keys`; the others take any of a group). `pool` is the folder of the episode
-    pool, which runs on the same data, VAE, shares and `pool_seed` (the run's seed) may have in common; `pool_groups`,
-    `shares` (plain, transformed, reverse). `icons` is the folder of another data set, which `icon_share` of the groups
-    are drawn from. `text_dropout`, `context_dropout`, `query_dropout`, `other_query` (share).
-
-    Noise levels: `noise_mean` (where they gather; above 0 is high noise) and `noise_uniform` (share drawn evenly), see
-    `noise_levels`.
-
-    The ablations: `aggregation`, `cross_attention`, `context_hidden_state`, `null_context` (see `variants.Variant`),
-    `layout` (controlnet, t2i_adapter, none) and `baseline` (none, prompt_diffusion). `context_dropout = 1` with
-    `layout = "none"` trains text to image, with nothing behind the text in y.
-
-    `info`: what the checkpoint says of itself.
-    """
+    """Episodes from the pool; `batch_size` rows of the loss a process and step; settings: `DiffusionSettings`."""
 
     def __init__(self, config: RunConfig) -> None:
-        settings = config.settings
         torch.manual_seed(config.seed)
-        self.config, self.settings = config, settings
+        self.config, self.settings = config, stage_settings(config)
+        settings = self.settings
         self.library = EmojiLibrary(config.data)
-        self.repeats = settings.get("repeats", 4)
-        self.members = settings.get("members", MEMBERS)
-        self.largest_k = settings.get("largest_k", LARGEST_K)
-        self.noise = _noise(settings)
-        self.related = settings.get("related", RELATED)
-        _check_episodes(self.members, self.largest_k, self.related)
-        if config.batch_size % (self.members * self.repeats):
-            raise ContextDiffusionError(
-                f"batch_size is {config.batch_size}: give a multiple of {self.members * self.repeats} "
-                f"({self.members} members of a group, {self.repeats} repeats)"
-            )
+        self.groups = groups_of_batch(config.batch_size, settings)
         model = first_model(settings)
         self.vae = model.vae.eval().requires_grad_(False)
         # The VAE is no part of what is trained and saved at every step.
         model.vae = None
         # The baseline's example encoder gets its gradients in every case.
-        reads_context = settings.get("context_dropout", 0.12) < 1
+        reads_context = settings.context_dropout < 1
         freeze_unused(model, reads_context)
         self.module = DiffusionObjective(model, reads_context).to(memory_format=torch.channels_last)
         # What is computed with beside `module`.
         self.frozen = (self.vae,)
-        size = self.library.size // 8
-        groups, drawn = settings.get("pool_groups", 700), config.batch_size // (self.members * self.repeats)
-        if drawn > groups:
-            raise ContextDiffusionError(
-                f"[diffusion] pool_groups is {groups} and a batch is of {drawn} groups: give at least as many"
-            )
         latents = latents_digest(self.vae)
         self.identity = {"vae's latents": latents}
+        size = self.library.size // 8
         self.pool = EpisodePool(
-            Path(settings.get("pool") or Path(config.out) / "pool"),
+            Path(settings.pool or Path(config.out) / "pool"),
             self.library,
-            groups,
-            settings.get("shares", {"plain": 0.45, "transformed": 0.47, "reverse": 0.08}),
-            settings.get("pool_seed", config.seed),
+            settings.pool_groups,
+            {name: share for name, share in asdict(settings.shares).items() if share is not None},
+            config.seed if settings.pool_seed is None else settings.pool_seed,
             self._encode,
             (model.unet.config.in_channels, size, size),
             latents,
-            *_icons(settings, self.library.size),
+            load_icons(settings, self.library.size),
+            settings.icon_share,
         )
 
     def prepare(self, rank: int, world: int) -> None:
@@ -180,14 +123,13 @@ class DiffusionStage:
         rng = np.random.default_rng(batch_seed(self.config.seed, step, rank))
         generator = torch.Generator().manual_seed(batch_seed(self.config.seed, step, rank, 1))
         settings, pool = self.settings, self.pool
-        rows_total = self.config.batch_size
-        groups = rows_total // (self.members * self.repeats)
+        rows_total, members_each = self.config.batch_size, settings.members
         images, queries, latents, captions, kinds = [], [], [], [], []
-        for group in rng.choice(pool.groups, size=groups, replace=False):
+        for group in rng.choice(pool.groups, size=self.groups, replace=False):
             members = self._members(rng)
             images.append(pool.pictures("images", group, members))
             latents.append(pool.latents(group, members))
-            other = rng.random(self.members) < settings.get("other_query", 0.35)
+            other = rng.random(members_each) < settings.other_query
             usual, others = (pool.pictures(name, group, members) for name in ("queries", "other_queries"))
             other = torch.from_numpy(other).view(-1, 1, 1, 1)
             queries.append(torch.where(other, others, usual))
@@ -195,12 +137,12 @@ class DiffusionStage:
             texts = pool.captions(group)
             captions += [str(rng.choice(texts[member])) for member in members]
         unique = len(captions)
-        rows = torch.arange(unique).repeat_interleave(self.repeats)
+        rows = torch.arange(unique).repeat_interleave(settings.repeats)
         # Row 0 of the texts is the null text.
         ids = self.module.model.tokenizer(
             ["", *captions], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ).input_ids
-        dropped = torch.rand(rows_total, generator=generator) < settings.get("text_dropout", 0.45)
+        dropped = torch.rand(rows_total, generator=generator) < settings.text_dropout
         latents = torch.cat(latents)
         batch = {
             "rows": rows,
@@ -209,16 +151,14 @@ class DiffusionStage:
             "latents": latents,
             "ids": ids,
             "text": torch.where(dropped, 0, rows + 1),
-            "context": context_matrix(
-                rows, self.members, generator, settings.get("context_dropout", 0.12), self.largest_k
-            ),
-            "layout": (torch.rand(rows_total, generator=generator) >= settings.get("query_dropout", 0.05)).float(),
+            "context": context_matrix(rows, members_each, generator, settings.context_dropout, settings.largest_k),
+            "layout": (torch.rand(rows_total, generator=generator) >= settings.query_dropout).float(),
             "noise": torch.randn(rows_total, *latents.shape[1:], generator=generator),
-            "levels": noise_levels(rows_total, generator, *self.noise),
+            "levels": noise_levels(rows_total, generator, settings.noise_mean, settings.noise_uniform),
         }
         if self.module.model.example_encoder is not None:
             # Drawn last, so that everything else is as without the baseline.
-            examples = draw_examples(unique, self.members, generator)
+            examples = draw_examples(unique, members_each, generator)
             usual, others, other = (torch.cat(parts) for parts in zip(*kinds, strict=True))
             # The example's query is of the kind that the target's query is of.
             batch["examples"] = examples
@@ -227,9 +167,10 @@ class DiffusionStage:
 
     def _members(self, rng: np.random.Generator) -> np.ndarray:
         """Some of a group: whole runs of one subgroup (see `draw_keys`) in a share of the draws, else any."""
-        if rng.random() < self.related:
-            return self.members * int(rng.integers(GROUP_SIZE // self.members)) + np.arange(self.members)
-        return rng.choice(GROUP_SIZE, size=self.members, replace=False)
+        count = self.settings.members
+        if rng.random() < self.settings.related:
+            return count * int(rng.integers(GROUP_SIZE // count)) + np.arange(count)
+        return rng.choice(GROUP_SIZE, size=count, replace=False)
 
     def _whole(self) -> ContextDiffusion:
         """The model with its VAE."""
@@ -259,44 +200,42 @@ class DiffusionStage:
 
     def finish(self, out: Path) -> None:
         """Write the whole model in fp16."""
-        name = self.settings.get("info", {}).get("name", "model")
+        name = self.settings.info.get("name", "model")
         save_checkpoint(self._whole(), out / f"{name}.safetensors", dtype=torch.float16)
 
 
-def _icons(settings: dict, size: int) -> tuple[EmojiLibrary | None, float]:
-    """The icons' data set and their share."""
-    folder, share = settings.get("icons"), settings.get("icon_share", 0.0)
-    if not folder:
-        if share:
-            raise ContextDiffusionError(f"[diffusion] icon_share is {share!r} and icons names no data set: give both")
-        return None, 0.0
-    if not 0 < share <= 1:
-        raise ContextDiffusionError(f"[diffusion] icons is {folder!r} and icon_share {share!r}: give a share up to 1")
-    library = EmojiLibrary(folder)
+def groups_of_batch(batch_size: int, settings: DiffusionSettings) -> int:
+    """How many of the pool's groups the rows of a batch are of.
+
+    Raises:
+        ContextDiffusionError: no whole number of them, or more than the pool has.
+    """
+    rows = settings.members * settings.repeats
+    if batch_size % rows:
+        raise ContextDiffusionError(
+            f"batch_size is {batch_size}: give a multiple of {rows} ({settings.members} members of a group, "
+            f"{settings.repeats} repeats)"
+        )
+    if batch_size // rows > settings.pool_groups:
+        raise ContextDiffusionError(
+            f"[diffusion] pool_groups is {settings.pool_groups} and a batch is of {batch_size // rows} groups: give at "
+            "least as many"
+        )
+    return batch_size // rows
+
+
+def load_icons(settings: DiffusionSettings, size: int) -> EmojiLibrary | None:
+    """The icons' data set, if there is one.
+
+    Raises:
+        ContextDiffusionError: no data set, or one of another size than `size`.
+    """
+    if not settings.icons:
+        return None
+    library = EmojiLibrary(settings.icons)
     if library.size != size:
         raise ContextDiffusionError(
-            f"[diffusion] the icons in {folder} are {library.size} pixels and the emoji {size}: make both of one size"
+            f"[diffusion] the icons in {settings.icons} are {library.size} pixels and the emoji {size}: make both of "
+            "one size"
         )
-    return library, share
-
-
-def _noise(settings: dict) -> tuple[float, float]:
-    """`mean` and `uniform` of the noise levels."""
-    mean, uniform = settings.get("noise_mean", NOISE_MEAN), settings.get("noise_uniform", NOISE_UNIFORM)
-    if not isinstance(mean, int | float):
-        raise ContextDiffusionError(f"[diffusion] noise_mean is {mean!r}: give a number, 0 for the middle")
-    if not isinstance(uniform, int | float) or not 0 <= uniform <= 1:
-        raise ContextDiffusionError(f"[diffusion] noise_uniform is {uniform!r}: give a share, 0 to 1")
-    return mean, uniform
-
-
-def _check_episodes(members: int, largest_k: int, related: float) -> None:
-    if members not in (4, 8, 16):
-        raise ContextDiffusionError(f"[diffusion] members is {members!r}: give 4, 8 or 16 of a group's {GROUP_SIZE}")
-    if not isinstance(largest_k, int) or not 1 <= largest_k < members:
-        raise ContextDiffusionError(
-            f"[diffusion] largest_k is {largest_k!r} with {members} members of a group: a context is drawn from the "
-            f"others, give 1 to {members - 1}"
-        )
-    if not isinstance(related, (int, float)) or not 0 <= related <= 1:
-        raise ContextDiffusionError(f"[diffusion] related is {related!r}: give a share, 0 to 1")
+    return library

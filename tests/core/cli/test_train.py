@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from context_diffusion.cli import main
-from context_diffusion.cli.launch import launch
 from context_diffusion.cli.train import _environment
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training import __main__ as worker
+from context_diffusion.training.run.launch import launch
 
 ROOT = Path(__file__).parents[3]
+LAUNCH = "context_diffusion.training.run.launch.launch"
 CONFIG = """
 [run]
 stage = "vae"
@@ -105,7 +106,7 @@ def test_stopping_stops_the_processes(tmp_path, number, code):
         # A shell starts what it puts in the background with SIGINT ignored, and tests may run there.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from context_diffusion.cli import main
-        from context_diffusion.cli.launch import launch
+        from context_diffusion.training.run.launch import launch
         import context_diffusion.cli as cli
         class Arguments:
             verbose = False
@@ -132,15 +133,17 @@ def test_processes_end_when_the_launcher_is_killed(tmp_path):
     """Otherwise they would train on, and the same command given again would write to the same state."""
     worker = f"""
         import os, time
-        from context_diffusion.cli.launch import end_with_launcher
+        from context_diffusion.training.run.launch import end_with_launcher
         end_with_launcher()
         open(r"{tmp_path}/" + os.environ["RANK"], "w").write(str(os.getpid()))
         time.sleep(600)
     """
-    caller = (
-        f"import os; from context_diffusion.cli.launch import launch; launch({python(worker)!r}, 2, dict(os.environ))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", caller], cwd=ROOT)
+    caller = f"""
+        import os
+        from context_diffusion.training.run.launch import launch
+        launch({python(worker)!r}, 2, dict(os.environ))
+    """
+    process = subprocess.Popen(python(caller), cwd=ROOT)
     try:
         wait_for(lambda: all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"))
     finally:
@@ -154,7 +157,7 @@ def test_processes_end_when_the_launcher_is_killed(tmp_path):
 def test_no_two_processes_are_on_one_gpu(monkeypatch, tmp_path, gpus, batches, processes):
     started = []
     monkeypatch.setattr("context_diffusion.training.run.placement.accelerator_count", lambda: gpus)
-    monkeypatch.setattr("context_diffusion.cli.launch.launch", lambda *arguments: started.append(arguments) or 0)
+    monkeypatch.setattr(LAUNCH, lambda *arguments: started.append(arguments) or 0)
     config = tmp_path / "stage.toml"
     config.write_text(CONFIG.format(data=tmp_path, out=tmp_path / "run", processes=1))
     assert main(["train", str(config), "--processes", str(batches)]) == 0
@@ -175,7 +178,7 @@ def test_what_the_processes_find_in_their_environment(monkeypatch):
 
 
 def test_wrong_config_starts_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("context_diffusion.cli.launch.launch", lambda *arguments: pytest.fail("started"))
+    monkeypatch.setattr(LAUNCH, lambda *arguments: pytest.fail("started"))
     config = tmp_path / "stage.toml"
     (tmp_path / "file").touch()
     for text, name in (

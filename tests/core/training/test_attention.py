@@ -10,6 +10,7 @@ from context_diffusion.model.decoupled import decouple
 from context_diffusion.training.begin.attention import attention_of, with_attention
 from context_diffusion.training.begin.first_model import new_layout_encoder, new_unet
 from context_diffusion.training.run.loop import train
+from context_diffusion.training.settings import DiffusionSettings
 from context_diffusion.training.stages.diffusion import DiffusionStage
 
 from ..tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
@@ -17,7 +18,7 @@ from ..tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
 
 def unet(*attention):
     torch.manual_seed(0)
-    return new_unet({"channels": (32, 64, 64), "attention": attention, "head_channels": 16}, 4, 24)
+    return new_unet(DiffusionSettings(channels=(32, 64, 64), attention=attention, head_channels=16), 4, 24)
 
 
 def inputs():

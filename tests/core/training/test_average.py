@@ -8,7 +8,8 @@ from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.cli import main
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.training.begin.average import average_models, replace_vae, same_latents
+from context_diffusion.training.begin.average import average_models, replace_vae
+from context_diffusion.training.begin.vae import same_latents
 
 from ..tiny import taesd_vae, tiny_model
 

@@ -1,14 +1,17 @@
 """Training configs: what is read, what is replaced, and every mistake as one clear error."""
 
 import ast
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.training import config as config_module
-from context_diffusion.training.config import STAGES, load_config
-from context_diffusion.training.settings import SETTINGS
+from context_diffusion.training import settings as settings_module
+from context_diffusion.training.config import RunConfig, load_config, read_table
+from context_diffusion.training.settings import SETTINGS, DiffusionSettings, VAESettings, is_needed, table_fields
 
 GOOD = """
 [run]
@@ -107,23 +110,63 @@ def test_info_takes_any_names(write):
     assert config.settings == {"info": {"name": "mine", "of_my_own": 1}}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_names_are_those_that_the_stage_reads(stage):
-    """Every `settings.get("name")` and `settings["name"]` of the stage's files, found by parsing them."""
-    folder = Path(config_module.__file__).parent
-    files = [stage, "start"] if stage == "diffusion" else [stage]
-    source = "\n".join((folder / f"{name}.py").read_text() for name in files)
+@pytest.mark.parametrize("stage", SETTINGS)
+def test_every_setting_is_read(stage):
+    """As an attribute of `settings`, in the files of the stage and of what it begins with, found by parsing them."""
+    folder = Path(settings_module.__file__).parent
     read = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
-            owner, key = node.func.value, node.args[0]
-        elif isinstance(node, ast.Subscript):
-            owner, key = node.value, node.slice
-        else:
-            continue
-        if ast.unparse(owner) in ("settings", "self.settings"):
-            read.add(ast.literal_eval(key))
-    assert read == set(SETTINGS[stage])
+    for path in (folder / "stages" / f"{stage}.py", *(folder / "begin").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("settings", "self.settings"):
+                read.add(node.attr)
+    assert {item.name for item in fields(SETTINGS[stage])} <= read
+
+
+def test_the_page_has_every_setting():
+    """docs/training.md has what the command prints."""
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    tables = page.partition("<!-- settings -->\n")[2].partition("<!-- end of settings -->")[0]
+    command = [sys.executable, "-m", "context_diffusion.training.settings"]
+    printed = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
+    assert tables == printed.stdout
+
+
+@pytest.mark.parametrize("stage", SETTINGS)
+def test_defaults_are_values_that_a_config_may_have(stage):
+    for kind in (RunConfig, SETTINGS[stage]):
+        for item in table_fields(kind):
+            takes = item.metadata["takes"]
+            if item.default not in (None, "") and not is_needed(item) and not isinstance(takes, type):
+                assert getattr(kind, item.name, {}) in takes, item.name
+
+
+def test_on_from_something_trained_its_own_shape_is_the_default():
+    new, continued = (read_table(VAESettings, "vae", values) for values in ({}, {"start_from": "runs/vae"}))
+    assert (new.encoder_blocks, continued.encoder_blocks) == ((1, 3, 3, 3), None)
+    for name in ("start_from", "pretrained"):
+        assert read_table(DiffusionSettings, "diffusion", {name: "a.safetensors"}).attention is None
+    grown = read_table(DiffusionSettings, "diffusion", {"start_from": "a.safetensors", "attention": [True, True]})
+    assert grown.attention == (True, True)
+    assert read_table(DiffusionSettings, "diffusion", {"start_from": ""}).attention == (False, True, True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("crop = 64", "crop = 65", "[vae] crop is 65: give a multiple of 8"),
+        ('"vae"', '"clip"', "[clip] width is 100 and heads 3"),
+        ('"vae"', '"diffusion"', "[diffusion] largest_k is 4 with 4 members"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_found_before_anything_starts(write, old, new, words):
+    text = GOOD.replace(old, new)
+    if new == '"clip"':
+        text = text.partition("[vae]")[0] + "[clip]\nwidth = 100"
+    elif new == '"diffusion"':
+        text = text.partition("[vae]")[0] + "[diffusion]\nlargest_k = 4"
+    with pytest.raises(ContextDiffusionError) as caught:
+        load_config(write(text))
+    assert words in str(caught.value) and "stage.toml" in str(caught.value)
 
 
 def test_a_file_that_is_missing_or_no_text(write, tmp_path):

@@ -261,7 +261,7 @@ def test_captions_of_the_clip_stage_fit_in_their_ids(data, tmp_path):
 
 def test_larger_groups_give_a_row_more_context_images(stage):
     config = RunConfig(**{**vars(stage.config), "batch_size": 16})
-    config.settings = {**stage.settings, "pool": str(stage.pool.folder), "members": 8, "largest_k": 6}
+    config.settings = {**stage.config.settings, "pool": str(stage.pool.folder), "members": 8, "largest_k": 6}
     wider = DiffusionStage(config)
     wider.prepare(0, 1)
     counts = set()
@@ -276,7 +276,7 @@ def test_larger_groups_give_a_row_more_context_images(stage):
 @pytest.mark.parametrize("related", [0.0, 0.5, 1.0])
 def test_a_share_of_the_draws_takes_whole_runs_of_one_subgroup(stage, related):
     config = RunConfig(**vars(stage.config))
-    config.settings = {**stage.settings, "pool": str(stage.pool.folder), "related": related}
+    config.settings = {**stage.config.settings, "pool": str(stage.pool.folder), "related": related}
     rng = np.random.default_rng(0)
     other = DiffusionStage(config)
     drawn = [other._members(rng) for _ in range(400)]
@@ -289,7 +289,12 @@ def test_a_share_of_the_draws_takes_whole_runs_of_one_subgroup(stage, related):
 @pytest.mark.parametrize("mean", [-1.5, 0.0, 1.0])
 def test_noise_levels_gather_where_the_run_says(stage, mean):
     config = RunConfig(**vars(stage.config))
-    config.settings = {**stage.settings, "pool": str(stage.pool.folder), "noise_mean": mean, "noise_uniform": 0.0}
+    config.settings = {
+        **stage.config.settings,
+        "pool": str(stage.pool.folder),
+        "noise_mean": mean,
+        "noise_uniform": 0.0,
+    }
     other = DiffusionStage(config)
     levels = torch.cat([other.batch(step, 0, 1)["levels"] for step in range(100)])
     # Back through the logistic function they are normal, with that mean and a deviation of one.
@@ -306,7 +311,7 @@ def test_noise_levels_gather_where_the_run_says(stage, mean):
 )
 def test_noise_levels_that_cannot_be(stage, settings, words):
     config = RunConfig(**vars(stage.config))
-    config.settings = {**stage.settings, **settings}
+    config.settings = {**stage.config.settings, **settings}
     with pytest.raises(ContextDiffusionError, match=words):
         DiffusionStage(config)
 
@@ -316,14 +321,15 @@ def test_noise_levels_that_cannot_be(stage, settings, words):
     [
         ({"members": 5}, "members is 5.*4, 8 or 16"),
         ({"largest_k": 4}, "largest_k is 4 with 4 members.*1 to 3"),
-        ({"members": 8, "largest_k": 0}, "largest_k is 0 with 8 members.*1 to 7"),
+        ({"members": 8, "largest_k": 8}, "largest_k is 8 with 8 members.*1 to 7"),
+        ({"members": 8, "largest_k": 0}, "largest_k is 0.*from 1 up"),
         ({"related": 1.2}, "related is 1.2.*0 to 1"),
         ({"members": 16}, "batch_size is 16.*multiple of 32.*16 members"),
     ],
 )
 def test_episodes_that_cannot_be(stage, settings, words):
     config = RunConfig(**vars(stage.config))
-    config.settings = {**stage.settings, **settings}
+    config.settings = {**stage.config.settings, **settings}
     with pytest.raises(ContextDiffusionError, match=words):
         DiffusionStage(config)
 
@@ -391,7 +397,7 @@ def test_a_set_counts_as_one_style(icons):
 )
 def test_icons_that_cannot_be(stage, settings, words):
     config = RunConfig(**vars(stage.config))
-    config.settings = {**stage.settings, **settings}
+    config.settings = {**stage.config.settings, **settings}
     with pytest.raises(ContextDiffusionError, match=words):
         DiffusionStage(config)
 
@@ -399,6 +405,6 @@ def test_icons_that_cannot_be(stage, settings, words):
 def test_icons_of_another_size(stage, tmp_path):
     other = write_tiny_data(tmp_path / "icons", size=32)
     config = RunConfig(**vars(stage.config))
-    config.settings = {**stage.settings, "icons": str(other), "icon_share": 0.3}
+    config.settings = {**stage.config.settings, "icons": str(other), "icon_share": 0.3}
     with pytest.raises(ContextDiffusionError, match="32 pixels and the emoji 64"):
         DiffusionStage(config)

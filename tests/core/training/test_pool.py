@@ -8,9 +8,9 @@ import torch
 
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.training.begin.vae import latents_digest, new_vae
 from context_diffusion.training.episodes.pool import EpisodePool
-from context_diffusion.training.stages.diffusion import DiffusionStage, latents_digest
-from context_diffusion.training.stages.vae import new_vae
+from context_diffusion.training.stages.diffusion import DiffusionStage
 
 from ..tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
 

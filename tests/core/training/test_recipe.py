@@ -25,9 +25,9 @@ from context_diffusion.evaluation.protocol import foregrounds, heldout_cases, tr
 from context_diffusion.model.visual_context import clip_preprocess
 from context_diffusion.sampling.flow import FlowSampler
 from context_diffusion.training.begin.first_model import new_model
-from context_diffusion.training.config import load_config
+from context_diffusion.training.begin.vae import load_vae, new_vae
+from context_diffusion.training.config import load_config, stage_settings
 from context_diffusion.training.stages.clip import CLIPStage
-from context_diffusion.training.stages.vae import load_vae, new_vae
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = Path("configs") / "emoji-128-quick"
@@ -191,7 +191,8 @@ def test_the_model_comes_nearer_to_the_truth(library, record_testsuite_property)
     name = config.settings["info"]["name"]
     trained = load_checkpoint(f"{config.out}/{name}.safetensors").float().eval()
     torch.manual_seed(0)
-    untrained = new_model(config.settings, trained.unet.config.in_channels, Path(config.settings["clip"])).eval()
+    settings = stage_settings(config)
+    untrained = new_model(settings, trained.unet.config.in_channels, Path(settings.clip)).eval()
     untrained.vae = trained.vae
     cases = heldout_cases(library, seen=28, unseen=0, transforms=0)
     assert all(library.is_heldout(key) for case in cases for key in (case.key, *case.context))

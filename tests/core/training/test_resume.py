@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from context_diffusion.cli.launch import launch
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training.config import RunConfig
 from context_diffusion.training.run import state as state_module
+from context_diffusion.training.run.launch import launch
 from context_diffusion.training.run.loop import train
 from context_diffusion.training.stages.clip import CLIPStage
 from context_diffusion.training.stages.diffusion import DiffusionStage
@@ -359,7 +359,7 @@ def test_latents_of_another_autoencoder_are_another_run(data, tmp_path):
 
     config = diffusion_config(data, write_tiny_encoders(tmp_path / "encoders"), tmp_path / "run", steps=1)
     train(config, DiffusionStage(config))
-    from context_diffusion.training.stages.vae import new_vae
+    from context_diffusion.training.begin.vae import new_vae
 
     new_vae(4, (1, 1, 1, 1), (1, 1, 1, 1)).save_pretrained(tmp_path / "encoders" / "vae")
     shutil.rmtree(tmp_path / "run" / "pool")

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.features.networks import SqueezeNetFeatures
-from context_diffusion.training.begin.blocks import with_blocks
+from context_diffusion.training.begin.vae import load_vae, new_vae, with_blocks
 from context_diffusion.training.run.loop import train
-from context_diffusion.training.stages.vae import SMALLEST_CROP, VAEObjective, VAEStage, flat_areas, load_vae, new_vae
+from context_diffusion.training.settings import VAESettings, VAEWeights
+from context_diffusion.training.stages.vae import SMALLEST_CROP, VAEObjective, VAEStage, flat_areas
 
 from ..tiny_data import vae_config, write_tiny_data
 
@@ -103,7 +104,8 @@ def test_flat_weighs_errors_in_fills_alone():
     batch = {"images": images, "noise": torch.zeros(2, 4, 2, 2), "noise_level": torch.zeros(2, 1, 1, 1)}
     with torch.no_grad():
         plain, weighted = (
-            VAEObjective(vae, None, {"weights": {"flat": flat}})(batch)[0].double() for flat in (0.0, 2.0)
+            VAEObjective(vae, None, VAESettings(weights=VAEWeights(flat=flat)))(batch)[0].double()
+            for flat in (0.0, 2.0)
         )
         error = (vae.decode(vae.encode(images * 2 - 1).latents).sample / 2 + 0.5 - images).abs()
     torch.testing.assert_close(weighted - plain, 2 * error[0].double().sum() / images.numel(), rtol=1e-4, atol=1e-6)

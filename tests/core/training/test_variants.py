@@ -9,7 +9,8 @@ from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training.begin.attention import attention_of
 from context_diffusion.training.episodes.groups import draw_examples
 from context_diffusion.training.run.loop import train
-from context_diffusion.training.stages.diffusion import MEMBERS, DiffusionStage
+from context_diffusion.training.settings import DiffusionSettings
+from context_diffusion.training.stages.diffusion import DiffusionStage
 
 from ..model.tiny_variants import VARIANTS
 from ..tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
@@ -232,6 +233,9 @@ def test_the_baseline_sees_what_the_model_sees_and_pairs_of_one_kind(folders, tm
         for name, value in default.items():
             assert torch.equal(value, baseline[name]), name
         assert torch.equal(baseline["queries"], baseline["example_queries"])
-        assert len(baseline["examples"]) == len(baseline["images"]) and len(baseline["images"]) % MEMBERS == 0
+        assert (
+            len(baseline["examples"]) == len(baseline["images"])
+            and len(baseline["images"]) % DiffusionSettings.members == 0
+        )
         kinds |= set(baseline["queries"].unique().tolist())
     assert kinds == {0.0, 1.0}
