@@ -174,7 +174,7 @@ def commands(document):
 @pytest.mark.parametrize(
     ("document", "least", "kinds"),
     [
-        ("README.md", 10, {"generate", "info", "data", "train", "evaluate"}),
+        ("README.md", 7, {"generate", "info", "data", "train"}),
         ("docs/ablations.md", 3, {"train"}),
         ("docs/evaluation.md", 10, {"data", "evaluate"}),
         ("docs/results.md", 10, {"data", "train", "evaluate"}),
