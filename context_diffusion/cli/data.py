@@ -7,13 +7,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..ranges import whole_number
+from ..ranges import number, whole_number
 from .outputs import check_writable
 from .parser import Parser, new_command
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """Add `data emoji`, `data icons` and `data squeezenet`."""
+    """Add `data emoji`, `data icons`, `data folder` and `data squeezenet`."""
     parser = commands.add_parser("data", help="make a training data set", description="Make a training data set.")
     sets = parser.add_subparsers(title="data sets", metavar="NAME", required=True)
     emoji = _pictures(
@@ -47,6 +47,27 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     icons.add_argument("--emoji", type=Path, required=True, metavar="DIR", help="folder that `data emoji` wrote")
     icons.add_argument(
         "--limit", type=whole_number(16), default=500, metavar="N", help="icons of a set at the most (500)"
+    )
+    folder = _pictures(
+        sets,
+        "folder",
+        run_folder,
+        help="pictures of your own",
+        description=(
+            "Bring your own pictures, DIR/STYLE/PICTURE, to one size on white, with captions from PICTURE.txt, "
+            "PICTURE.json, captions.json or the pictures' names, and a held-out split by name. What cannot be used is "
+            "left out and counted; -v names it. A run that was stopped goes on where it was."
+        ),
+    )
+    folder.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="folder with one subfolder of pictures for each style"
+    )
+    folder.add_argument(
+        "--heldout",
+        type=number(0, 0.9),
+        default=0.15,
+        metavar="SHARE",
+        help="share of the names that training never sees, in any style (0.15)",
     )
     features = new_command(
         sets,
@@ -100,6 +121,22 @@ def run_icons(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.out}: {images:,} images of {len(index['emoji']):,} icons in {len(index['styles'])} styles, "
         f"{index['size']} pixels"
+    )
+    return 0
+
+
+def run_folder(arguments: argparse.Namespace) -> int:
+    """Build a data set of one's own pictures."""
+    _check_renderer()
+    check_writable(arguments.out / "index.json")
+    from ..data.folders import build_folder, count_skipped
+
+    index = build_folder(arguments.out, arguments.images, arguments.size, arguments.workers, arguments.heldout)
+    images = sum(style["images"] for style in index["styles"].values())
+    heldout = sum(entry["heldout"] for entry in index["emoji"].values())
+    print(
+        f"{arguments.out}: {images:,} images of {len(index['emoji']):,} names ({heldout:,} held out) in "
+        f"{len(index['styles'])} styles, {index['size']} pixels; {count_skipped(index['skipped'])}"
     )
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +72,11 @@ _NAMES = list(COLOR_NAMES)
 _VALUES = np.array(list(COLOR_NAMES.values()), dtype=np.float32)
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a name in lower case, without numbers: `health-care-2` -> health, care."""
+    return re.findall(r"[^\W\d_]+", name.lower())
+
+
 def nearest_color_names(pixels: np.ndarray) -> np.ndarray:
     """Index into COLOR_NAMES of the nearest name for each pixel.
 
@@ -117,7 +123,7 @@ def emoji_caption(entry: dict, style_words: str, colors: list[str], rng: np.rand
     parts = [entry["name"]]
     if rng is None:
         parts += [entry["subgroup"], style_words, " and ".join(colors)]
-        return ", ".join(part for part in parts if part)
+        return ", ".join(filter(None, parts))
     keywords = entry["keywords"]
     if keywords and rng.random() < 0.15:
         # People type keywords as often as names.
@@ -132,7 +138,7 @@ def emoji_caption(entry: dict, style_words: str, colors: list[str], rng: np.rand
         parts.append(style_words)
     if colors and rng.random() < 0.6:
         parts.append(" and ".join(colors[: int(rng.integers(1, len(colors) + 1))]))
-    return ", ".join(parts)
+    return ", ".join(filter(None, parts))
 
 
 def transformed_caption(entry: dict, families: tuple[str, ...], image: Tensor, rng: np.random.Generator) -> str:

@@ -1,179 +1,240 @@
-"""In-context episodes over plain image folders: each subfolder is one style, or one task."""
+"""`context-diffusion data folder`: pictures of one's own, ROOT/STYLE/PICTURE, in the shape of the emoji data set.
+
+Each subfolder is a style. A picture's name says what it shows, so that the same name is the same content in every
+style, and is held out in all of them or in none.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
-import os
+import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+import numpy as np
+from PIL import Image
 
 from ..errors import ContextDiffusionError
-from ..images import check_size, list_images, load_image_as_tensor
-from ..images.fit import Color, Size
+from ..images import IMAGE_SUFFIXES, fit_image, image_from_pil, load_image_as_tensor, save_image
+from .caption_files import read_captions
+from .captions import words_of
+from .index import attribution_text, open_folder, write_index
+from .sources.render import check_leftovers, render_missing, render_svg
 
 logger = logging.getLogger(__name__)
 
+HELDOUT_SHARE = 0.15
+SPLIT_SEED = "context-diffusion folder split 1"
+# Training pictures of a style, at the least: eight are a whole batch's group.
+SMALLEST_STYLE = 8
+SUFFIXES = IMAGE_SUFFIXES | {".svg"}
 
-class Episode(TypedDict):
-    """One example to learn from."""
-
-    target: Tensor  # (3, S, S) in [0, 1]
-    context: Tensor  # (k, 3, S, S) in [0, 1], other pictures of the target's folder
-    caption: str  # of the target, empty where there is none
-    style: str  # the folder's name
+NOT_A_PICTURE, SAME_NAME, NAME = "not a picture", "another of the same name", "a name that is not UTF-8"
+UNREADABLE, TOO_SMALL, BLANK = "unreadable", "too small", "blank"
+DUPLICATE, FEW = "duplicate", f"of a style with fewer than {SMALLEST_STYLE} pictures to train on"
 
 
-class ImageFolderDataset(Dataset):
-    """Pictures in subfolders; context images are other pictures of the target's own subfolder.
+@dataclass
+class _Pictures:
+    """What of ROOT becomes the data set.
 
-    ROOT/STYLE/PICTURE.png, with captions, where there are any, in ROOT/STYLE/PICTURE.txt, in
-    ROOT/STYLE/captions.json ({"PICTURE.png": "text"}) or in ROOT/captions.json ({"STYLE/PICTURE.png":
-    "text"}); the first that is found counts. Hidden files and files that are no images are left out.
-
-    As a torch dataset its items are episodes with `k` context images whose choice depends on `seed`, the
-    epoch and the index alone: equal for any number of workers.
+    Attributes:
+        sources: style -> key -> file.
+        skipped: reason -> the files that are left out, as STYLE/PICTURE.
     """
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        size: Size = 128,
-        k: int = 3,
-        *,
-        fit: str = "crop",
-        background: Color = "white",
-        seed: int = 0,
-    ) -> None:
-        """Find the pictures; none is opened yet.
+    sources: dict[str, dict[str, Path]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
-        Args:
-            root: the folder with the subfolders.
-            size: side of the pictures, or (height, width), in pixels.
-            k: context images of an item.
-            fit: `crop`, `pad` or `stretch`, see `fit_image`.
-            background: colour under transparent pixels and around padded pictures.
-            seed: for the choice of context images.
+    def skip(self, path: Path, reason: str) -> None:
+        name = f"{path.parent.name}/{path.name}".encode(errors="replace").decode()
+        logger.info("left out, %s: %s", reason, name)
+        self.skipped.setdefault(reason, []).append(name)
 
-        Raises:
-            ContextDiffusionError: no such folder, no subfolders, one with fewer than two pictures or too
-                few for k, or captions that cannot be read.
-        """
-        self.root, self.size, self.k = Path(root), check_size(size), k
-        self.fit, self.background, self.seed, self.epoch = fit, background, seed, 0
-        if not self.root.is_dir():
-            state = "is a file" if self.root.exists() else "does not exist"
-            raise ContextDiffusionError(
-                f"data folder {self.root} {state}; give a folder with one subfolder for each style"
-            )
-        folders = sorted(p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if not folders:
-            raise ContextDiffusionError(
-                f"data folder {self.root} has no subfolders; put the pictures of each style into a subfolder"
-            )
-        self.styles: dict[str, list[Path]] = {}
-        for folder in folders:
-            pictures = list_images(folder)
-            if len(pictures) < 2:
-                raise ContextDiffusionError(
-                    f"subfolder {folder} holds {len(pictures)} pictures, expected at least 2 (a "
-                    "target and its context); add some or remove the subfolder"
-                )
-            self.styles[folder.name] = pictures
-        for style in self.styles:
-            self._check_k(k, style)
-        self._items = [(name, number) for name, paths in self.styles.items() for number in range(len(paths))]
-        self._captions = {path: _read_caption(path) for paths in self.styles.values() for path in paths}
-        self._add_json_captions([self.root / style for style in self.styles] + [self.root])
+    def remove(self, style: str, key: str, reason: str) -> None:
+        self.skip(self.sources[style].pop(key), reason)
 
-    def __len__(self) -> int:
-        """Number of pictures, each of which is the target of one item."""
-        return len(self._items)
 
-    def __getitem__(self, index: int) -> Episode:
-        """Episode `index` of this epoch, with `self.k` context images."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of a data set of {len(self)} pictures")
-        # One integer from three: any other choice of constants would do, as long as few triples collide.
-        mixed = (self.seed * 1_000_003 + self.epoch) * 1_000_003 + index % len(self)
-        return self.sample(index, self.k, torch.Generator().manual_seed(mixed % 2**63))
+def build_folder(
+    out: Path,
+    images: Path,
+    size: int = 128,
+    workers: int = 2,
+    heldout: float = HELDOUT_SHARE,
+    quiet: bool | None = None,
+) -> dict:
+    """Bring the pictures to one size and write the data set; what is there already, and not older, is kept.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Change the context images that items get. Call it before the data loader's workers start."""
-        self.epoch = epoch
+    Writes `images/STYLE/KEY.png` (RGB, centred on white), `ATTRIBUTION.md` and, last of all, `index.json`, all as
+    `build_emoji` does: `EmojiLibrary` reads both.
 
-    def sample(self, index: int, k: int, generator: torch.Generator | None = None) -> Episode:
-        """One episode: picture `index` as the target, k different others of its folder as context.
+    Args:
+        out: the data set's folder.
+        images: ROOT, with one subfolder a style. Captions: see `caption_files.read_captions`; else a picture's name.
+        size: side of the images in pixels.
+        workers: processes that render.
+        heldout: share of the names, in [0, 1), that training never sees; which ones, their hash decides.
+        quiet: hide the progress bar; None hides it off a terminal.
 
-        Args:
-            index: 0 to len - 1.
-            k: number of context images, 0 to one less than the folder holds.
-            generator: for the choice and order of the context images.
+    Returns:
+        The index: `size`, `emoji` (key -> name, group, subgroup, keywords, heldout), `styles`, and `skipped`
+        (reason -> files).
 
-        Raises:
-            ContextDiffusionError: k that the folder cannot give, or a picture that cannot be read.
-        """
-        style, number = self._items[index]
-        self._check_k(k, style)
-        paths = self.styles[style]
-        others = [path for other, path in enumerate(paths) if other != number]
-        chosen = torch.randperm(len(others), generator=generator)[:k].tolist()
-        context = [self._load(others[choice]) for choice in chosen]
-        return {
-            "target": self._load(paths[number]),
-            "context": torch.stack(context) if context else torch.zeros(0, 3, *self.size),
-            "caption": self._captions[paths[number]] or "",
-            "style": style,
+    Raises:
+        ContextDiffusionError: ROOT has no style with enough pictures, a caption cannot be read, or the data set's
+            folder lies in ROOT, holds other pictures or images of another size, or cannot be written.
+    """
+    if not 0 <= heldout < 1:
+        raise ContextDiffusionError(f"the held-out share is {heldout}: give a number from 0 up to, but not, 1")
+    pictures = _find(out, images)
+    captions = read_captions(images, [path for style in pictures.sources.values() for path in style.values()])
+    open_folder(out, size)
+    _render(out, pictures, size, workers, quiet)
+    digests = _check_pixels(out, pictures)
+    names = sorted({key for style in pictures.sources.values() for key in style})
+    ranked = sorted(names, key=lambda name: hashlib.sha256(f"{SPLIT_SEED}:{name}".encode()).digest())
+    held = set(ranked[: max(1, round(heldout * len(names)))] if heldout else ())
+    for style, files in list(pictures.sources.items()):
+        if len(files.keys() - held) < SMALLEST_STYLE:
+            for key in list(files):
+                pictures.remove(style, key, FEW)
+            del pictures.sources[style]
+    if not pictures.sources:
+        raise ContextDiffusionError(
+            f"{images} has no style with {SMALLEST_STYLE} pictures to train on "
+            f"({count_skipped(pictures.skipped)}): put more pictures into each of its subfolders, or hold out fewer"
+        )
+    emoji, styles = {}, {}
+    for style, files in pictures.sources.items():
+        own = {}
+        for key, path in files.items():
+            text = captions.get(path)
+            name = text or " ".join(words_of(path.stem))
+            entry = {"name": name, "group": "", "subgroup": "", "keywords": [], "heldout": key in held}
+            if text and emoji.setdefault(key, entry)["name"] != text:
+                own[key] = text
+            emoji.setdefault(key, entry)
+        styles[style] = {
+            "words": " ".join(words_of(style)) or style,
+            "heldout": False,
+            "licence": "",
+            "attribution": "",
+            "images": len(files),
+            "captions": own,
+            "pixels": hashlib.sha256("".join(digests[style, key] for key in sorted(files)).encode()).hexdigest()[:16],
         }
+    index = {"format": 1, "size": size, "emoji": emoji, "styles": styles, "skipped": pictures.skipped}
+    write_index(out, index, attribution_text([(style, "see its source", "see its source") for style in styles]))
+    return index
 
-    def _load(self, path: Path) -> Tensor:
-        return load_image_as_tensor(path, self.size, fit=self.fit, background=self.background)
 
-    def _check_k(self, k: int, style: str) -> None:
-        most = len(self.styles[style]) - 1
-        if not 0 <= k <= most:
-            raise ContextDiffusionError(
-                f"k is {k}, but subfolder {self.root / style} with {most + 1} pictures can give 0 to {most} "
-                "context images; change k or add pictures"
-            )
-
-    def _add_json_captions(self, folders: list[Path]) -> None:
-        """Fill in captions that no text file gave; earlier folders come first."""
-        for folder in folders:
-            file = folder / "captions.json"
-            if not file.is_file():
+def _find(out: Path, root: Path) -> _Pictures:
+    """The pictures of every style, by name."""
+    if not root.is_dir():
+        raise ContextDiffusionError(
+            f"--images {root} {'is a file' if root.exists() else 'does not exist'}; give a folder with one subfolder "
+            "for each style"
+        )
+    ours, theirs = out.resolve(), root.resolve()
+    if ours == theirs or theirs in ours.parents or ours in theirs.parents:
+        raise ContextDiffusionError(f"--out {out} and --images {root} lie in each other: give another --out folder")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise ContextDiffusionError(
+            f"--images {root} has no subfolders: put the pictures of each style into a subfolder, {root}/STYLE/PICTURE"
+        )
+    pictures = _Pictures()
+    for folder in folders:
+        files = pictures.sources[folder.name] = {}
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or not path.is_file() or path.suffix.lower() in (".txt", ".json"):
                 continue
-            unknown = 0
-            for name, caption in _read_json_captions(file).items():
-                path = folder / name
-                if path not in self._captions:
-                    unknown += 1
-                elif self._captions[path] is None:
-                    self._captions[path] = caption
-            if unknown:
-                logger.warning("%s names %d pictures that are not in the data set", file, unknown)
+            # One name on every disk and in every style, whatever its case and however its accents are written.
+            key = unicodedata.normalize("NFC", path.stem).casefold()
+            if path.suffix.lower() not in SUFFIXES:
+                pictures.skip(path, NOT_A_PICTURE)
+            elif not _is_text(f"{folder.name}{path.name}"):
+                pictures.skip(path, NAME)
+            elif key in files:
+                pictures.skip(path, SAME_NAME)
+            else:
+                files[key] = path
+    return pictures
 
 
-def _read_caption(picture: Path) -> str | None:
-    """The text file beside a picture, or None."""
-    file = picture.with_suffix(".txt")
-    if not file.is_file():
-        return None
+def _render(out: Path, pictures: _Pictures, size: int, workers: int, quiet: bool | None) -> None:
+    """Make the images that are missing or older than their pictures."""
+    jobs, places = [], {}
+    for style, files in pictures.sources.items():
+        for key, source in files.items():
+            target = out / "images" / style / f"{key}.png"
+            places[target] = style, key
+            jobs.append((source, target, size))
+    check_leftovers(out / "images", jobs, "pictures")
+    for source, target, _ in jobs:
+        if target.exists() and target.stat().st_mtime < source.stat().st_mtime:
+            target.unlink()
+    for (_, target, _), reason in render_missing(out, jobs, workers, "pictures", quiet, bring_to_size):
+        if reason:
+            pictures.remove(*places[target], reason)
+
+
+def bring_to_size(job: tuple[Path, Path, int]) -> str | None:
+    """One picture -> one RGB PNG, centred on white, written whole or not at all.
+
+    Args:
+        job: the picture's file, the file to write and the side in pixels; one argument, so that a pool can map it.
+
+    Returns:
+        Why there is none, or None.
+    """
+    source, target, size = job
     try:
-        return file.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ContextDiffusionError(f"caption {file} cannot be read as UTF-8 text ({error})") from error
+        if source.suffix.lower() == ".svg":
+            image = image_from_pil(render_svg(source.read_text("utf-8-sig"), size), size, fit="pad")
+        else:
+            image = load_image_as_tensor(source)
+            if max(image.shape[-2:]) < size // 4:
+                return TOO_SMALL
+            image = fit_image(image, size, "pad")
+    except (ContextDiffusionError, ValueError, OSError) as error:
+        logger.info("%s: %s", source, error)
+        return UNREADABLE
+    save_image(image, target)
+    return None
 
 
-def _read_json_captions(file: Path) -> dict[str, str]:
+def _check_pixels(out: Path, pictures: _Pictures) -> dict[tuple[str, str], str]:
+    """Leave out images of one color, and those that another name has already: the split must not hold copies.
+
+    Returns:
+        (style, key) -> digest of the pixels.
+    """
+    names: dict[str, str] = {}
+    digests = {}
+    for style, files in pictures.sources.items():
+        for key in sorted(files):
+            target = out / "images" / style / f"{key}.png"
+            with Image.open(target) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            digest = digests[style, key] = hashlib.sha256(pixels.tobytes()).hexdigest()
+            blank = bool((pixels == pixels[0, 0]).all())
+            if blank or names.setdefault(digest, key) != key:
+                pictures.remove(style, key, BLANK if blank else DUPLICATE)
+                target.unlink()
+    return digests
+
+
+def _is_text(name: str) -> bool:
     try:
-        captions = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ContextDiffusionError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
-        raise ContextDiffusionError(f'{file}: expected {{"PICTURE.png": "caption", ...}}, texts alone')
-    return captions
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def count_skipped(skipped: dict[str, list[str]]) -> str:
+    """How many pictures were left out, by reason, in words."""
+    counts = [f"{len(files):,} {reason}" for reason, files in skipped.items()]
+    return f"{sum(map(len, skipped.values())):,} left out: {', '.join(counts)}" if counts else "none left out"

@@ -50,8 +50,8 @@ def read_index(folder: Path) -> dict:
         return json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ContextDiffusionError(
-            f"{folder} holds no emoji or icon data set (no readable index.json): "
-            f"run `context-diffusion data emoji --out {folder}` (or `data icons`) first"
+            f"{folder} holds no data set (no readable index.json): run `context-diffusion data emoji --out {folder}` "
+            "(or `data icons`, `data folder`) first"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A data set of styles in memory, emoji or icons: images of every style, captions, groups and the split."""
+"""A data set of styles in memory, emoji, icons or one's own: images of every style, captions, groups and the split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .sources.emoji_styles import SAME_LAYOUT
 
 
 class EmojiLibrary:
-    """What `context-diffusion data emoji` or `data icons` wrote, ready for sampling episodes.
+    """What `context-diffusion data emoji`, `data icons` or `data folder` wrote, ready for sampling episodes.
 
     Pixels are decoded once into `cache/STYLE.npy` beside the images and memory-mapped from there, so that several
     processes share them.
@@ -101,9 +101,12 @@ class EmojiLibrary:
 
     def caption(self, style: str, key: str, rng: np.random.Generator | None = None) -> str:
         """The emoji in words: name, keywords, group, style and dominant colors; a random part of them with `rng`."""
-        entry = self.emoji[key]
-        colors = self.colors(style, key)
-        return emoji_caption(entry, self.style_info[style]["words"], colors, rng)
+        return emoji_caption(self.entry(style, key), self.style_info[style]["words"], self.colors(style, key), rng)
+
+    def entry(self, style: str, key: str) -> dict:
+        """The emoji's entry; its name is the style's own caption of it where there is one."""
+        caption = self.style_info[style].get("captions", {}).get(key)
+        return {**self.emoji[key], "name": caption} if caption else self.emoji[key]
 
     def colors(self, style: str, key: str) -> list[str]:
         """Names of the image's dominant colors, the largest area first."""
@@ -121,7 +124,7 @@ class EmojiLibrary:
     def same_layout(self, style: str) -> list[str]:
         """The styles that draw the same pictures in the same layout: of an icon set the other variants."""
         if style in SAME_LAYOUT:
-            return list(SAME_LAYOUT[style])
+            return [other for other in SAME_LAYOUT[style] if other in self.style_info]
         own = self.style_info[style].get("set")
         return [other for other, info in self.style_info.items() if own and info.get("set") == own and other != style]
 

@@ -7,18 +7,18 @@ by name, what the emoji data set holds out.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ...errors import ContextDiffusionError
+from ..captions import words_of
 from ..index import attribution_text, open_folder, read_index, write_index
 from .icon_styles import ICON_SETS, IconSet
 from .iconify import IconSheet, read_sheet
 from .packages import fetch_package
-from .render import render_missing
+from .render import check_leftovers, render_missing
 
 SUBSET_SEED = "context-diffusion icons subset 1"
 # A subgroup is what episodes draw runs of four from.
@@ -73,7 +73,7 @@ def build_icons(
                 "attribution": icon_set.package.attribution,
                 "images": len(drawn),
             }
-    _check_leftovers(out / "images", jobs)
+    check_leftovers(out / "images", jobs, "icons")
     render_missing(out, jobs, workers, "icons", quiet)
     index = {"format": 1, "size": size, "emoji": entries, "styles": styles}
     rows = [(each.name, each.package.attribution, each.package.licence) for each in ICON_SETS]
@@ -128,11 +128,6 @@ def shows(name: str, contents: Iterable[frozenset[str]]) -> bool:
     return any(content and content <= words for content in contents)
 
 
-def words_of(name: str) -> list[str]:
-    """The words of a name in lower case, without numbers: `health-care-2` -> health, care."""
-    return re.findall(r"[^\W\d_]+", name.lower())
-
-
 def _entries(icon_set: IconSet, sheet: IconSheet, names: list[str]) -> dict[str, dict]:
     """Name -> what the index says of an icon. Subgroups are the set's categories, else first words of names."""
     categories: dict[str, str] = {}
@@ -161,10 +156,3 @@ def _heldout_names(emoji: Path) -> list[str]:
         # Its held-out icons are others than the emoji that must not be learned.
         raise ContextDiffusionError(f"{emoji} is an icon data set: give --emoji the folder that `data emoji` wrote")
     return [entry["name"] for entry in index["emoji"].values() if entry["heldout"]]
-
-
-def _check_leftovers(folder: Path, jobs: list[tuple[bytes, Path, int]]) -> None:
-    """Images of an earlier, larger run would be in the data set without an entry in its index."""
-    wanted = {path for _, path, _ in jobs}
-    if any(path not in wanted for path in folder.glob("*/*.png")):
-        raise ContextDiffusionError(f"{folder} holds images of more icons than these: give another --out folder")

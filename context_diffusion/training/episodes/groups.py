@@ -16,7 +16,6 @@ from torch import Tensor
 from ...data.captions import MAP_WORDS, transformed_caption
 from ...data.library import EmojiLibrary
 from ...data.transforms import sample_transform
-from ...errors import ContextDiffusionError
 from ...maps import make_map
 from ..settings import DiffusionSettings
 
@@ -50,25 +49,23 @@ class Group:
 def draw_keys(library: EmojiLibrary, style: str, count: int, rng: np.random.Generator, among: list[str]) -> list[str]:
     """Distinct emoji of a style in runs of four of one subgroup, so that context often is of the target's kind.
 
+    Where subgroups are too few or too small, as in a set of one's own, any of the style in any order; where there are
+    fewer than `count`, in turn, so that as many in succession as there are keys are distinct.
+
     Args:
         library: the data set.
         style: whose pictures.
         count: how many, a multiple of 4.
         rng: source of the choice.
         among: keys to draw from.
-
-    Raises:
-        ContextDiffusionError: too few subgroups have four of the keys.
     """
     by_subgroup: dict[str, list[str]] = {}
     for key in among:
         by_subgroup.setdefault(library.subgroup(key), []).append(key)
     large = [name for name, keys in by_subgroup.items() if len(keys) >= 4]
     if len(large) < count // 4:
-        raise ContextDiffusionError(
-            f"{style} has {len(large)} subgroups of four or more training emoji and an episode group of {count} needs "
-            f"{count // 4}: give a larger data set"
-        )
+        order = [str(key) for key in rng.permutation(among)]
+        return [order[index % len(order)] for index in range(count)]
     weights = np.array([len(by_subgroup[name]) for name in large], dtype=float) ** 0.7
     chosen: list[str] = []
     for name in rng.choice(large, size=count // 4, replace=False, p=weights / weights.sum()):
@@ -91,7 +88,7 @@ def draw_group(library: EmojiLibrary, rng: np.random.Generator, kind: str, size:
     if kind == "reverse":
         name = str(rng.choice(REVERSE_MAPS))
         maps = make_map(plain, name)
-        captions = [[f"{MAP_WORDS[name]}, {library.emoji[key]['name']}", MAP_WORDS[name]] for key in keys]
+        captions = [[f"{MAP_WORDS[name]}, {library.entry(style, key)['name']}", MAP_WORDS[name]] for key in keys]
         return Group(kind, name, keys, maps, plain, plain, captions)
     if kind == "plain":
         images = plain
@@ -100,7 +97,7 @@ def draw_group(library: EmojiLibrary, rng: np.random.Generator, kind: str, size:
         transform = sample_transform(rng)
         images = transform(plain, library.background(style, keys))
         captions = [
-            [transformed_caption(library.emoji[key], transform.families, image, rng) for _ in range(2)]
+            [transformed_caption(library.entry(style, key), transform.families, image, rng) for _ in range(2)]
             for key, image in zip(keys, images, strict=True)
         ]
     # Half of the transformed groups are asked for by the plain drawing's edges: those say nothing of the new style.

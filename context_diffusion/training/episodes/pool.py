@@ -81,7 +81,7 @@ class EpisodePool:
             for name, (shape, dtype) in shapes.items()
         }
         self.done = _open(folder / "done.npy", (groups,), np.uint8)
-        self._captions: dict[int, list[list[str]]] = {}
+        self._texts: dict[int, dict] = {}
 
     def fill(self, rank: int = 0, world: int = 1) -> None:
         """Make the groups of this process that are not there yet."""
@@ -112,9 +112,16 @@ class EpisodePool:
 
     def captions(self, group: int) -> list[list[str]]:
         """The captions of each member."""
-        if group not in self._captions:
-            self._captions[group] = json.loads((self.folder / f"{group:05d}.json").read_text())["captions"]
-        return self._captions[group]
+        return self._text(group)["captions"]
+
+    def distinct(self, group: int) -> int:
+        """How many of the members are different pictures: the first ones, which a small style's others repeat."""
+        return len(set(self._text(group)["keys"]))
+
+    def _text(self, group: int) -> dict:
+        if group not in self._texts:
+            self._texts[group] = json.loads((self.folder / f"{group:05d}.json").read_text())
+        return self._texts[group]
 
 
 def _check_settings(path: Path, settings: dict) -> None:

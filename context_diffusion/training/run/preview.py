@@ -20,6 +20,9 @@ def preview_cases(library: EmojiLibrary, plain: int = 7, transformed: int = 5) -
     for row in range(plain + transformed):
         style = library.train_styles[row % len(library.train_styles)]
         keys = library.heldout_keys[style]
+        if len(keys) < 4:
+            # A small set of one's own: the rest of it is there for context.
+            keys = library.keys[style]
         target = str(rng.choice(keys))
         near = [key for key in keys if key != target and library.subgroup(key) == library.subgroup(target)]
         others = [key for key in keys if key != target and key not in near]

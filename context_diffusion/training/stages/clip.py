@@ -164,4 +164,4 @@ def draw_pair(library: EmojiLibrary, rng: np.random.Generator, transformed: floa
         return image, library.caption(style, key, rng)
     transform = sample_transform(rng)
     image = transform(image, library.background(style, [key]))
-    return image, transformed_caption(library.emoji[key], transform.families, image[0], rng)
+    return image, transformed_caption(library.entry(style, key), transform.families, image[0], rng)

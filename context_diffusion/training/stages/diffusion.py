@@ -126,7 +126,7 @@ class DiffusionStage:
         rows_total, members_each = self.config.batch_size, settings.members
         images, queries, latents, captions, kinds = [], [], [], [], []
         for group in rng.choice(pool.groups, size=self.groups, replace=False):
-            members = self._members(rng)
+            members = self._members(rng, pool.distinct(group))
             images.append(pool.pictures("images", group, members))
             latents.append(pool.latents(group, members))
             other = rng.random(members_each) < settings.other_query
@@ -165,12 +165,12 @@ class DiffusionStage:
             batch["example_queries"] = torch.where(other, others[examples], usual[examples])
         return batch
 
-    def _members(self, rng: np.random.Generator) -> np.ndarray:
-        """Some of a group: whole runs of one subgroup (see `draw_keys`) in a share of the draws, else any."""
+    def _members(self, rng: np.random.Generator, distinct: int = GROUP_SIZE) -> np.ndarray:
+        """Some of a group, all different: runs of one subgroup (see `draw_keys`) in a share of the draws, else any."""
         count = self.settings.members
         if rng.random() < self.settings.related:
             return count * int(rng.integers(GROUP_SIZE // count)) + np.arange(count)
-        return rng.choice(GROUP_SIZE, size=count, replace=False)
+        return rng.choice(distinct, size=count, replace=False)
 
     def _whole(self) -> ContextDiffusion:
         """The model with its VAE."""

@@ -128,9 +128,10 @@ class VAEStage:
         return max(crops, key=lambda crop: float(crop.std()))
 
     def _heldout(self, count: int) -> Tensor:
-        """Held-out emoji of the training styles, (count * styles, 3, H, W)."""
-        keys = self.library.heldout_keys
-        return torch.cat([self.library.batch(style, keys[style][3::17][:count]) for style in self.library.train_styles])
+        """Held-out emoji of the training styles, or any where few are, (up to count * styles, 3, H, W)."""
+        library, keys = self.library, self.library.heldout_keys
+        chosen = {style: keys[style][3::17] or keys[style] or library.keys[style] for style in library.train_styles}
+        return torch.cat([library.batch(style, some[:count]) for style, some in chosen.items()])
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -158,8 +159,10 @@ class VAEStage:
         """
         vae = self.module.vae.to(memory_format=torch.contiguous_format)
         if self.settings.train_encoder:
+            # Every fortieth of a style, at least four.
+            keys = self.library.train_keys
             images = torch.cat(
-                [self.library.batch(style, self.library.train_keys[style][::40]) for style in self.library.train_styles]
+                [self.library.batch(style, some[:: min(40, max(1, len(some) // 4))]) for style, some in keys.items()]
             )
             parts = images.to(next(vae.parameters())).split(16)
             latents = torch.cat([vae.encode(part * 2 - 1).latents for part in parts])

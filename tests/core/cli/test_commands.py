@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from context_diffusion.cli import main
@@ -38,6 +39,25 @@ def test_data_emoji_takes_a_limit(monkeypatch, capsys, tmp_path):
     capsys.readouterr()
     assert main([*words, "--limit", "0"]) == 2
     assert "--limit" in capsys.readouterr().err and len(asked) == 2
+
+
+def test_data_folder_counts_what_it_leaves_out(capsys, tmp_path):
+    pytest.importorskip("resvg_py")
+    folder = tmp_path / "mine" / "ink"
+    folder.mkdir(parents=True)
+    for number in range(10):
+        Image.linear_gradient("L").point(lambda value, number=number: value // (number + 1)).save(
+            folder / f"{number}.png"
+        )
+    (folder / "10.png").write_bytes(b"junk")
+    words = ["data", "folder", "--images", str(tmp_path / "mine"), "--out", str(tmp_path / "data"), "--size", "16"]
+    assert main([*words, "--heldout", "0.2"]) == 0
+    said = capsys.readouterr().out
+    assert "10 images of 10 names (2 held out) in 1 styles, 16 pixels; 1 left out: 1 unreadable" in said
+    assert main([*words, "--heldout", "0.5"]) == 2, "five are too few to train on"
+    assert one_error_line(capsys.readouterr().err)
+    assert main([*words, "--heldout", "1"]) == 2
+    assert "--heldout" in capsys.readouterr().err
 
 
 def test_squeezenet_weights_are_fetched_once(monkeypatch, capsys, tmp_path):
