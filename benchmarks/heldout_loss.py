@@ -24,8 +24,10 @@ from context_diffusion.evaluation.protocol import PARTS, Case, contexts, heldout
 from context_diffusion.evaluation.statistics import Interval, ratio_of_means
 from context_diffusion.maps import make_map
 from context_diffusion.model.context_diffusion import ContextDiffusion
+from context_diffusion.model.guidance import FULL
 from context_diffusion.model.process import diffusion_loss
 from context_diffusion.precision import multiply_in_bf16
+from research import register
 
 LEVELS = (0.3, 0.6, 0.8, 0.99)
 BATCH = 32
@@ -46,21 +48,19 @@ def losses_of(model: ContextDiffusion, truth: Tensor, query: Tensor, context: Te
     """
     latents = model.encode_images(truth)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    text = model.encode_prompts([""])
-    if model.example_encoder is None:
-        y = torch.cat([model.condition(text, model.encode_context(images)) for images in context])
-    else:
-        y, shown = text.expand(len(truth), -1, -1), context[:, 0]
-        sources = make_map(shown, "softedge")
+    text = model.encode_prompts([""]).expand(len(truth), -1, -1)
+    sources = None
+    if model.wants_context_queries:
+        sources = make_map(context.flatten(0, 1), "softedge").unflatten(0, context.shape[:2])
     rows = []
     for start in range(0, len(truth), BATCH):
         part = slice(start, start + BATCH)
-        example = None if model.example_encoder is None else (sources[part], shown[part])
-        features = model.encode_query(query[part], example)
+        pairs = None if sources is None else sources[part]
+        y, layout = model.guided_inputs((FULL,), text[part], text[part], context[part], query[part], pairs)
         levels = [torch.full((len(latents[part]),), level) for level in LEVELS]
         rows.append(
             torch.stack(
-                [diffusion_loss(model, latents[part], y[part], features, noise[part], level) for level in levels], dim=1
+                [diffusion_loss(model, latents[part], y, layout, noise[part], level) for level in levels], dim=1
             )
         )
     return torch.cat(rows)
@@ -84,10 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     parser = build_parser()
     arguments = parser.parse_args()
+    register()
     models = [load_checkpoint(path, dtype=torch.float32) for path in arguments.models]
     for path, model in zip(arguments.models, models, strict=True):
-        if model.image_encoder is None and model.example_encoder is None:
-            parser.error(f"{path} has neither image encoder nor example encoder and so no context: leave it out")
+        missing = [part for part in model.context_parts if getattr(model, part) is None]
+        if missing:
+            parser.error(f"{path} has no {missing[0]} and so no context: leave it out")
     library = EmojiLibrary(arguments.data)
     cases = heldout_cases(library, arguments.count, arguments.count // 2, arguments.count // 2, arguments.k)
     truth, query = truths(library, cases), queries(library, cases)

@@ -20,7 +20,7 @@ import torch
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.precision import multiply_in_bf16
 from context_diffusion.pretrained import bundled_model_path
-from context_diffusion.training.begin.variants import freeze_unused
+from context_diffusion.training.begin.first_model import freeze_unused
 from context_diffusion.training.episodes.groups import context_matrix
 from context_diffusion.training.noise_levels import noise_levels
 from context_diffusion.training.run.optimizer import MuonAdamW

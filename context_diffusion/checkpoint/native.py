@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..model.variants import Variant
 from .native_vae import tiny_vae_limits
 from .parts import describe_part, present_parts
 
@@ -56,6 +55,7 @@ _FIXED = {
 _DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP_OF_DOWN = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
 _SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
+_NATIVE_PARTS = ("unet", "projector", "layout_encoder", "vae", "text_encoder", "image_encoder")
 _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 
 
@@ -64,14 +64,14 @@ def check_native_limits(model: ContextDiffusion) -> list[str]:
     configs = {name: describe_part(name, module) for name, module in present_parts(model).items()}
     tokenizer = model.tokenizer
     special = None if tokenizer is None else (tokenizer.pad_token, tokenizer.eos_token)
-    return find_native_limits(configs, model.schedule, special, model.variant)
+    return find_native_limits(configs, model.schedule, special, model.reading.changes)
 
 
 def find_native_limits(
     configs: Mapping[str, Mapping[str, Any]],
     schedule: Mapping[str, Any],
     special_tokens: tuple[str, str] | None,
-    variant: Variant | None = None,
+    variant: Mapping[str, str] | None = None,
 ) -> list[str]:
     """`check_native_limits` by what a checkpoint says of a model, before any of it is built.
 
@@ -79,18 +79,19 @@ def find_native_limits(
         configs: of the parts, as `describe_part` gives them.
         schedule: as `ContextDiffusion.schedule`.
         special_tokens: the tokenizer's padding and end of text, or None without one.
-        variant: what the model does in another way than the default.
+        variant: the `changes` of the model's reading.
     """
     found = list(_schedule(schedule))
-    adapter = configs.get("layout_encoder", {}).get("class") == "T2IAdapter"
     for name in ("unet", "layout_encoder"):
-        if name in configs and not (adapter and name == "layout_encoder"):
-            found += _diffusion(name, configs[name])
-    if adapter:
-        found.append("layout_encoder: is a T2IAdapter, must be a ControlNetModel")
-    if "example_encoder" in configs:
-        found.append("example_encoder: the Prompt Diffusion baseline has no native objects, sample it with FlowSampler")
-    found += (variant or Variant()).native_limits()
+        config = configs.get(name, {})
+        if "class" in config:
+            found.append(f"{name}: is a {config['class']}, must be a ControlNetModel")
+        elif config:
+            found += _diffusion(name, config)
+    # The join is a setting of the encoding node.
+    others = {name: value for name, value in (variant or {}).items() if name != "aggregation"}
+    found += [f"{name} is {value!r}, which ComfyUI has no place for" for name, value in others.items()]
+    found += [f"{name}: ComfyUI has no place for it" for name in configs if name not in _NATIVE_PARTS]
     if "vae" in configs:
         tiny = configs["vae"].get("class") == "AutoencoderTiny"
         found += (tiny_vae_limits if tiny else _kl_vae)(configs["vae"])

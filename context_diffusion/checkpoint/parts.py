@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ContextDiffusionError
-from ..model.decoupled import decouple
-from ..model.prompt_diffusion import ExampleEncoder
-from ..model.variants import Variant
+from ..model.context_diffusion import ContextDiffusion
+from ..model.reading import RESEARCH, Reading
 from ..model.visual_context import ContextProjector
 
-if TYPE_CHECKING:
-    from ..model.context_diffusion import ContextDiffusion
+# In the order in which they are built and checked; `register_part` adds to them.
+PARTS = ["unet", "projector", "layout_encoder", "vae", "text_encoder", "image_encoder"]
 
-# In the order in which they are built and checked.
-PARTS = ("unet", "projector", "layout_encoder", "example_encoder", "vae", "text_encoder", "image_encoder")
-_NEEDED_PARTS = ("unet", "projector")
-# Of the Prompt Diffusion baseline, which is known by its example encoder.
-_NEEDED_BY_BASELINE = ("unet", "layout_encoder")
-
-# The first class is the one that a config means without saying so.
-_DIFFUSERS = {
+# The first class is the one that a config means without saying so; `register_class` adds to them.
+_DIFFUSERS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
-    "layout_encoder": ("ControlNetModel", "T2IAdapter"),
+    "layout_encoder": ("ControlNetModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
 }
 # Their configs name the class even where it is the first.
@@ -38,8 +31,6 @@ _TRANSFORMERS = {
     "text_encoder": ("CLIPTextModel", "CLIPTextConfig"),
     "image_encoder": ("CLIPVisionModel", "CLIPVisionConfig"),
 }
-
-_CROSS_ATTENDING = ("UNet2DConditionModel", "ControlNetModel")
 
 # What defines a CLIP transformer. A config of transformers holds more, and other things in each release;
 # none of it changes the network.
@@ -71,20 +62,78 @@ _PREFIXES = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
 
 
 # Parts that this package has classes of its own for, and the settings of each.
-_OWN = {
+_OWN: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "projector": (ContextProjector, ("vision_width", "text_width")),
-    "example_encoder": (ExampleEncoder, ("channels", "widths")),
 }
 
+# What others than the product registered: classes by name, models by the part that they are known by, and what must
+# fit between parts.
+_CLASSES: dict[str, type[nn.Module]] = {}
+_MODELS: dict[str, type[ContextDiffusion]] = {}
+_FITS: list[Callable[[Mapping[str, Mapping[str, Any]]], Iterator[str]]] = []
 
-def needed_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts that a model with such a config cannot be without."""
-    return _NEEDED_PARTS if config.get("example_encoder") is None else _NEEDED_BY_BASELINE
+# The entries of a config that are no parts.
+_ENTRIES = ("format_version", "schedule", "info", "variant")
+
+
+def register_class(part: str, cls: type[nn.Module]) -> None:
+    """Let a part be of one class more; its config in a file says so under `class`.
+
+    Args:
+        part: one of `PARTS` that diffusers has the class of.
+        cls: takes its config as diffusers' models do; its name is what files say.
+    """
+    _DIFFUSERS[part] = (*_DIFFUSERS[part], cls.__name__)
+    _CLASSES[cls.__name__] = cls
+
+
+def register_part(
+    part: str, cls: type[nn.Module], settings: Sequence[str], model: type[ContextDiffusion] | None = None
+) -> None:
+    """Let models have one part more.
+
+    Args:
+        part: its name in files and as an attribute of the model.
+        cls: its `config` is what the file says of it.
+        settings: the names in that.
+        model: what a file with this part is read as.
+    """
+    PARTS.append(part)
+    _OWN[part] = (cls, tuple(settings))
+    if model is not None:
+        _MODELS[part] = model
+
+
+def register_fit(misfits: Callable[[Mapping[str, Mapping[str, Any]]], Iterator[str]]) -> None:
+    """Add to what `find_misfits` finds: configs of the parts -> a line for each misfit."""
+    _FITS.append(misfits)
+
+
+def model_class(config: Mapping[str, Any]) -> type[ContextDiffusion]:
+    """What a file with such a config is read as."""
+    return next((cls for part, cls in _MODELS.items() if config.get(part) is not None), ContextDiffusion)
+
+
+def check_known(config: Mapping[str, Any]) -> None:
+    """Refuse a file's config that asks for something that nothing here is registered for.
+
+    Raises:
+        ContextDiffusionError: naming it, and what reads it. The message does not name the file.
+    """
+    Reading.of(config.get("variant", {}))
+    unknown = sorted(name for name in set(config) - {*PARTS, *_ENTRIES} if config[name] is not None)
+    if unknown:
+        raise ContextDiffusionError(f"the config has a part unknown here, {unknown[0]}; {RESEARCH}")
+    for name, classes in _DIFFUSERS.items():
+        class_name = config[name].get("class", classes[0]) if isinstance(config.get(name), dict) else classes[0]
+        if class_name not in classes:
+            choice = " or ".join(classes)
+            raise ContextDiffusionError(f"the {name} config is of class {class_name!r}, not {choice}; {RESEARCH}")
 
 
 def present_parts(model: ContextDiffusion) -> dict[str, nn.Module]:
     """The parts that a model has, by name."""
-    parts = {name: getattr(model, name) for name in PARTS}
+    parts = {name: getattr(model, name, None) for name in PARTS}
     return {name: module for name, module in parts.items() if module is not None}
 
 
@@ -100,7 +149,7 @@ def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
         raise ContextDiffusionError(f"the {name} is a {found}: a checkpoint carries {' or '.join(expected)} only")
     if name == "projector":
         return {"vision_width": module.linear.in_features, "text_width": module.linear.out_features}
-    if name == "example_encoder":
+    if name in _OWN:
         return dict(module.config)
     if name in _FIELDS:
         return {field: getattr(module.config, field, None) for field in _FIELDS[name]}
@@ -138,13 +187,13 @@ def check_config(name: str, config: Any) -> None:
             raise ContextDiffusionError(_wrong_entry(name, "sample_size", config, expected))
 
 
-def build_part(name: str, config: dict[str, Any], variant: Variant | None = None) -> nn.Module:
+def build_part(name: str, config: dict[str, Any], reading: Reading | None = None) -> nn.Module:
     """An unfilled part on the meta device: shapes without memory.
 
     Args:
         name: one of `PARTS`.
         config: one that `check_config` lets pass.
-        variant: of the model.
+        reading: the model's.
 
     Raises:
         ContextDiffusionError: the config has an entry that this release of the library does not know, or the
@@ -165,10 +214,7 @@ def build_part(name: str, config: dict[str, Any], variant: Variant | None = None
         if len(_DIFFUSERS[name]) > 1:
             config = dict(config)
             class_name = config.pop("class", class_name)
-            if class_name not in _DIFFUSERS[name]:
-                choice = " or ".join(_DIFFUSERS[name])
-                raise ContextDiffusionError(f"the {name} config is of class {class_name!r}, not {choice}")
-        maker = getattr(import_module("diffusers"), class_name)
+        maker = _CLASSES.get(class_name) or getattr(import_module("diffusers"), class_name)
         known = _settings(maker)
     # A newer library may have written a switch that is off: leaving it out changes nothing.
     unknown = sorted(key for key in set(config) - known if config[key] not in (None, False))
@@ -177,8 +223,8 @@ def build_part(name: str, config: dict[str, Any], variant: Variant | None = None
     try:
         with torch.device("meta"):
             module = maker(**{key: value for key, value in config.items() if key in known})
-            if variant is not None and variant.cross_attention == "decoupled" and class_name in _CROSS_ATTENDING:
-                decouple(module)
+            if reading is not None and name in ("unet", "layout_encoder"):
+                reading.prepare(module)
             return module
     # The libraries raise whatever their code runs into on a wrong config: all of it means the same here.
     except Exception as error:
@@ -239,20 +285,11 @@ def find_misfits(configs: Mapping[str, Mapping[str, Any]], tokens: int | None) -
         compare("the image encoder's width", vision_width, "the projector's input width", projector["vision_width"])
     if "text_encoder" in configs:
         compare(*width, "the text encoder's width", configs["text_encoder"]["hidden_size"])
-    adapter = configs.get("layout_encoder", {}).get("class") == "T2IAdapter"
-    if adapter:
-        channels = ("the T2I adapter's channels", list(configs["layout_encoder"]["channels"]))
-        compare("the UNet's block_out_channels", list(unet["block_out_channels"]), *channels)
-    elif "layout_encoder" in configs:
-        layout = configs["layout_encoder"]
+    layout = configs.get("layout_encoder")
+    if layout is not None and "class" not in layout:
         compare(*width, "the layout encoder's cross_attention_dim", layout["cross_attention_dim"])
         for field in ("in_channels", "block_out_channels", "layers_per_block"):
             compare(f"the UNet's {field}", unet[field], f"the layout encoder's {field}", layout[field])
-    if "example_encoder" in configs:
-        channels = ("the example encoder's channels", configs["example_encoder"]["channels"])
-        compare("the UNet's first width", unet["block_out_channels"][0], *channels)
-        if adapter:
-            found.append("the example encoder feeds a ControlNet and the layout encoder is a T2I adapter")
     if "vae" in configs:
         channels = ("the VAE's latent_channels", configs["vae"]["latent_channels"])
         compare("the UNet's in_channels", unet["in_channels"], *channels)
@@ -260,7 +297,7 @@ def find_misfits(configs: Mapping[str, Mapping[str, Any]], tokens: int | None) -
         rows = configs["text_encoder"]["vocab_size"]
         if tokens > rows:
             found.append(f"the tokenizer has {tokens} tokens and the text encoder knows {rows}")
-    return found
+    return found + [line for misfits in _FITS for line in misfits(configs)]
 
 
 def _class_names(name: str) -> tuple[str, ...]:

@@ -10,16 +10,17 @@ import torch
 
 from ..errors import ContextDiffusionError
 from ..model.context_diffusion import PREDICTION_TYPES, ContextDiffusion
-from ..model.variants import Variant
+from ..model.reading import Reading
 from .header import Header, TensorEntry, read_header
 from .parts import (
     PARTS,
     build_part,
     check_config,
+    check_known,
     file_keys,
     fill_buffers,
     misfits,
-    needed_parts,
+    model_class,
 )
 from .tokenizer import tokenizer_from_json
 
@@ -52,8 +53,8 @@ def load_checkpoint(
     header = read_header(path)
     config = read_config(path, header)
     try:
-        variant = Variant.of(config.get("variant", {}))
-        parts = {name: build_part(name, config[name], variant) for name in PARTS if config.get(name) is not None}
+        reading = Reading.of(config.get("variant", {}))
+        parts = {name: build_part(name, config[name], reading) for name in PARTS if config.get(name) is not None}
         text = header.metadata.get(TOKENIZER_KEY)
         tokenizer = None if text is None else tokenizer_from_json(text)
     except ContextDiffusionError as error:
@@ -62,8 +63,8 @@ def load_checkpoint(
     _fill(path, parts, torch.device(device), dtype)
     schedule, info = config.get("schedule"), config.get("info")
     unet, projector = parts.pop("unet"), parts.pop("projector", None)
-    model = ContextDiffusion(
-        unet, projector, **parts, tokenizer=tokenizer, schedule=schedule, info=info, variant=variant
+    model = model_class(config)(
+        unet, projector, **parts, tokenizer=tokenizer, schedule=schedule, info=info, reading=reading
     )
     problems = misfits(model)
     if problems:
@@ -132,7 +133,11 @@ def read_config(path: Path, header: Header) -> dict[str, Any]:
             f"{path} has format version {version} and this release reads {FORMAT_VERSION}: "
             "use the release that wrote it"
         )
-    absent = [name for name in needed_parts(config) if config.get(name) is None]
+    try:
+        check_known(config)
+    except ContextDiffusionError as error:
+        raise ContextDiffusionError(f"{path}: {error}") from error
+    absent = [name for name in model_class(config).needed_parts if config.get(name) is None]
     if absent:
         raise ContextDiffusionError(f"{path} has no config of its {' and '.join(absent)}: save it again")
     for name in PARTS:
@@ -145,10 +150,6 @@ def read_config(path: Path, header: Header) -> dict[str, Any]:
     for name in ("schedule", "info"):
         if not isinstance(config.get(name, {}), dict):
             raise ContextDiffusionError(f"{path} has a {name} that is not a table: save it again")
-    try:
-        Variant.of(config.get("variant", {}))
-    except ContextDiffusionError as error:
-        raise ContextDiffusionError(f"{path}: {error}: save it again, or use the release that wrote it") from error
     prediction = config.get("schedule", {}).get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         raise ContextDiffusionError(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..errors import ContextDiffusionError
 from ..model.context_diffusion import DEFAULT_SCHEDULE
-from ..model.variants import Variant
 from .header import read_header
 from .native import find_native_limits
 from .parts import PARTS, find_misfits
@@ -72,7 +71,7 @@ def read_stored(path: str | Path, parts: Collection[str] = PARTS) -> StoredModel
         tokenizer = None if text is None else json.loads(text)
         special = tokenizer and (tokenizer["pad_token"], tokenizer["eos_token"])
         problems = find_misfits(configs, tokenizer and len(tokenizer["tokens"]))
-        limits = find_native_limits(configs, schedule, special, Variant.of(config.get("variant", {})))
+        limits = find_native_limits(configs, schedule, special, config.get("variant"))
     except KeyError as error:
         raise ContextDiffusionError(f"{path} has a config that lacks {error}: save it again") from error
     except (ValueError, TypeError, AttributeError) as error:

@@ -98,8 +98,8 @@ def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtyp
 def _metadata(model: ContextDiffusion) -> dict[str, str]:
     config = {"format_version": FORMAT_VERSION}
     config |= {name: describe_part(name, module) for name, module in present_parts(model).items()}
-    if model.variant.changes():
-        config["variant"] = model.variant.changes()
+    if model.reading.changes:
+        config["variant"] = dict(model.reading.changes)
     config |= {"schedule": model.schedule, "info": model.info}
     try:
         metadata = {CONFIG_KEY: json.dumps(config)}

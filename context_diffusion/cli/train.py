@@ -16,6 +16,9 @@ A run that was stopped, or killed, goes on from its last saved state when the sa
 Watch it with `tensorboard --logdir OUT/logs`; grids of samples are in OUT/samples.
 """
 
+# The module of one training process; research/ has its own.
+PROCESS = "context_diffusion.training"
+
 # Options that replace values of the config and are passed on to every process.
 _PASSED_ON = ("steps", "out", "data", "seed", "processes", "threads", "precision", "stop_after")
 
@@ -67,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = {name: getattr(arguments, name) for name in _PASSED_ON if name != "stop_after"}
     config = load_config(arguments.config, overrides)
     check_writable(Path(config.out) / "state.safetensors")
-    command = [sys.executable, "-m", "context_diffusion.training", str(arguments.config)]
+    command = [sys.executable, "-m", PROCESS, str(arguments.config)]
     for name in _PASSED_ON:
         value = getattr(arguments, name)
         if value is not None:

@@ -71,11 +71,9 @@ def load_sampler(path: Path, options: argparse.Namespace) -> tuple[ContextDiffus
 
 def _missing_parts(model: ContextDiffusion) -> list[str]:
     """What every image of an evaluation needs and a model lacks; all are made after a query."""
-    names = {"layout_encoder": "layout encoder", "vae": "VAE", "text_encoder": "text encoder", "tokenizer": "tokenizer"}
-    if model.example_encoder is None:
-        # The Prompt Diffusion baseline reads its context as an example pair; any other needs one for no context too.
-        names["image_encoder"] = "image encoder"
-    return [name for part, name in names.items() if getattr(model, part) is None]
+    needed = ("layout_encoder", "vae", "text_encoder", "tokenizer", *model.context_parts)
+    names = {"vae": "VAE"}
+    return [names.get(part, part.replace("_", " ")) for part in needed if getattr(model, part) is None]
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,17 +10,17 @@ from torch import Tensor, nn
 
 from ..errors import ContextDiffusionError
 from .conditioning import combine, encode_text
-from .decoupled import is_decoupled
+from .guidance import FULL, NULL
 from .latents import decode_latents, encode_images
-from .layout import Layout, is_adapter, predict_with_layout
-from .variants import Variant
-from .visual_context import ContextProjector, encode_visual_context, null_context
+from .layout import layout_of
+from .reading import Reading
+from .visual_context import ContextProjector, clip_preprocess, encode_visual_context, join_rows, n_tokens
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, T2IAdapter, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-    from .prompt_diffusion import ExampleEncoder
+    from .layout import LayoutEncoder
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "flow")
 
@@ -39,9 +40,8 @@ class ContextDiffusion(nn.Module):
 
     Attributes:
         unet: UNet2DConditionModel; its cross-attention width is d_c.
-        projector: h^V of width d_v -> d_c; None for the Prompt Diffusion baseline.
-        layout_encoder: ControlNetModel for the query q, or None; a T2IAdapter in an ablation.
-        example_encoder: the stem for an example pair, which makes the model the Prompt Diffusion baseline; else None.
+        projector: h^V of width d_v -> d_c.
+        layout_encoder: for the query q, or None: a ControlNetModel, or any network that is a `layout.LayoutEncoder`.
         vae: AutoencoderKL or AutoencoderTiny, or None where the user's own checkpoint brings it.
         text_encoder: CLIPTextModel of width d_c, or None.
         tokenizer: the CLIPTokenizer that belongs to it, or None.
@@ -49,41 +49,39 @@ class ContextDiffusion(nn.Module):
         schedule: noise schedule and prediction type, see `DEFAULT_SCHEDULE`; with `flow` (rectified flow)
             z_t = (1 - s) x + s eps, the UNet predicts eps - x and its timestep is 1000 s.
         info: title, license, resolution (side of the images in pixels), description and the like.
-        variant: what the model does with its visual context in another way than the default.
+        reading: how it reads its visual context.
+        wants_context_queries: whether its context is example pairs, each image with the query that it was drawn after.
+        needed_parts: those that such a model cannot be without.
+        context_parts: those that it reads its context with.
 
     Raises:
-        ContextDiffusionError: decoupled cross-attention is asked of a UNet that has none, or the other way round.
+        ContextDiffusionError: the UNet's cross-attention is not what `reading` is for.
     """
+
+    wants_context_queries = False
+    needed_parts: tuple[str, ...] = ("unet", "projector")
+    context_parts: tuple[str, ...] = ("image_encoder", "projector")
 
     def __init__(
         self,
         unet: UNet2DConditionModel,
         projector: ContextProjector | None,
         *,
-        layout_encoder: ControlNetModel | T2IAdapter | None = None,
-        example_encoder: ExampleEncoder | None = None,
+        layout_encoder: ControlNetModel | LayoutEncoder | None = None,
         vae: AutoencoderKL | AutoencoderTiny | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
         image_encoder: CLIPVisionModel | None = None,
         schedule: dict | None = None,
         info: dict | None = None,
-        variant: Variant | None = None,
+        reading: Reading | None = None,
     ) -> None:
         super().__init__()
-        self.variant = variant or Variant()
-        decoupled = self.variant.cross_attention == "decoupled"
-        controlnet = None if is_adapter(layout_encoder) else layout_encoder
-        for name, network in (("UNet", unet), ("layout encoder", controlnet)):
-            if network is not None and is_decoupled(network) != decoupled:
-                raise ContextDiffusionError(
-                    f"cross_attention is {self.variant.cross_attention!r} and the {name}'s is not: "
-                    "load the whole model with load_checkpoint"
-                )
+        self.reading = reading or Reading()
+        self.reading.check(unet)
         self.unet = unet
         self.projector = projector
         self.layout_encoder = layout_encoder
-        self.example_encoder = example_encoder
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
@@ -94,8 +92,7 @@ class ContextDiffusion(nn.Module):
     @property
     def context_tokens(self) -> int:
         """N, the tokens of one averaged visual context."""
-        config = self.image_encoder.config
-        return (config.image_size // config.patch_size) ** 2 + 1
+        return n_tokens(self.image_encoder.config.image_size, self.image_encoder.config.patch_size)
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Prompts -> h^c (B, 77, d_c)."""
@@ -105,56 +102,79 @@ class ContextDiffusion(nn.Module):
         self, images: Tensor, weights: list[float] | None = None, aggregation: str | None = None
     ) -> Tensor:
         """Context images (k, 3, H, W) in [0, 1] -> projected h^V (1, N, d_c); `aggregation` is the model's own."""
-        variant = self.variant
         tokens = encode_visual_context(
             self.image_encoder,
             images,
             weights,
-            aggregation or variant.aggregation,
-            hidden_state=variant.context_hidden_state,
+            aggregation or self.reading.aggregation,
+            image_tokens=self.reading.image_tokens,
         )
         return self.projector(tokens)
 
-    def null_context(self, batch: int = 1, n_tokens: int | None = None) -> Tensor:
-        """No visual context: (batch, N, d_c) zeros, or a black image's tokens as often as they fit into `n_tokens`."""
-        like = self.projector.linear.weight
-        n_tokens = n_tokens or self.context_tokens
-        if self.variant.null_context == "zeros":
-            return null_context(batch, n_tokens, like.shape[0], like)
-        size = self.image_encoder.config.image_size
-        black = self.encode_context(torch.zeros(1, 3, size, size, device=like.device))
-        return black.repeat(1, n_tokens // black.shape[1], 1).expand(batch, -1, -1)
+    def encode_contexts(self, images: Tensor) -> Tensor:
+        """Context images of several rows (B, k, 3, H, W) in [0, 1] -> projected h^V (B, N, d_c), equally weighted."""
+        parameter = next(self.image_encoder.parameters())
+        pixels = clip_preprocess(images.flatten(0, 1).float(), self.image_encoder.config.image_size)
+        tokens = self.reading.image_tokens(self.image_encoder, pixels.to(parameter))
+        return self.projector(join_rows(tokens.unflatten(0, images.shape[:2]), self.reading.aggregation))
 
-    def encode_query(self, query: Tensor, example: tuple[Tensor, Tensor] | None = None) -> Layout:
-        """What of the layout does not depend on z_t and t: query images (B, 3, 8h, 8w) in [0, 1] -> features.
+    def null_context(self, batch: int = 1, n_tokens: int | None = None, like: Tensor | None = None) -> Tensor:
+        """No visual context, (batch, N, d_c): zeros, or what `reading` has in their place.
 
         Args:
-            query: q.
-            example: the baseline's example pair, its query and its picture, each like `query`.
+            batch: rows.
+            n_tokens: N; of one averaged visual context when None.
+            like: of the device and dtype that are wanted; the UNet's when None.
+        """
+        like = next(self.unet.parameters()) if like is None else like
+        return self.reading.null_context(self, n_tokens or self.context_tokens, like).expand(batch, -1, -1)
 
-        Returns:
-            The features of the ControlNet's stem, (B, C, h, w); all that a T2I adapter gives, one tensor for each
-            resolution.
+    def guided_inputs(
+        self,
+        branches: Sequence[str],
+        text: Tensor,
+        null_text: Tensor,
+        context: Tensor | None,
+        query: Tensor | None,
+        context_queries: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """y and the layout of guidance's branches, one branch's rows after another's.
+
+        Args:
+            branches: see `guidance.branch_weights`.
+            text: h^c of the prompts, (B, 77, d_c).
+            null_text: of "", likewise.
+            context: context images (B, k, 3, H, W) in [0, 1], or None.
+            query: q (B, 3, 8h, 8w) in [0, 1], or None.
+            context_queries: the query of each context image, like `context`, for a model that `wants_context_queries`.
+        """
+        rows = len(text)
+        visual = self.null_context(rows) if context is None else self.encode_contexts(context)
+        null = self.null_context(rows, visual.shape[1])
+        y = torch.cat(
+            [self.condition(text if name == FULL else null_text, null if name == NULL else visual) for name in branches]
+        )
+        return y, None if query is None else self.encode_query(query.to(y)).repeat(len(branches), 1, 1, 1)
+
+    def encode_query(self, query: Tensor) -> Tensor:
+        """What of the layout does not depend on z_t and t, see `layout.LayoutEncoder.encode_layout`.
+
+        Args:
+            query: q (B, 3, 8h, 8w) in [0, 1].
 
         Raises:
             ContextDiffusionError: the model has no layout encoder.
-
-        The stem does not see z_t or t. It costs as much as half of the UNet, so samplers run it once an
-        image, and training once for all noise levels of an image.
         """
         if self.layout_encoder is None:
             raise ContextDiffusionError("the model has no layout encoder, so it takes no query: leave the query out")
-        if is_adapter(self.layout_encoder):
-            return tuple(self.layout_encoder(query))
-        features = self.layout_encoder.controlnet_cond_embedding(query)
-        return features if example is None else features + self.example_encoder(*example)
+        return layout_of(self.layout_encoder).encode_layout(query)
 
     def predict(
         self,
         z_t: Tensor,
         timestep: Tensor,
         y: Tensor,
-        query: Layout | None = None,
+        query: Tensor | None = None,
         layout_strength: float | Tensor = 1.0,
         context_tokens: int | None = None,
     ) -> Tensor:
@@ -163,22 +183,19 @@ class ContextDiffusion(nn.Module):
         Args:
             z_t: noisy latents (B, C, h, w).
             timestep: (B,) or a scalar, in [0, 1000].
-            y: [h^c, h^V], (B, 77 + N, d_c); h^c alone for the Prompt Diffusion baseline.
+            y: [h^c, h^V], (B, 77 + N, d_c).
             query: q as an image (B, 3, 8h, 8w) in [0, 1], or its features from `encode_query`, or None for no
                 layout.
             layout_strength: factor of the layout residuals; 0 means no layout.
-            context_tokens: how many of y's tokens are h^V, which decoupled cross-attention must know; all behind
-                the first 77 when None.
+            context_tokens: how many of y's tokens are h^V, for a `reading` that tells them apart.
 
         Returns:
             eps, v or the flow's velocity, (B, C, h, w), as `schedule["prediction_type"]` says.
         """
-        if self.variant.cross_attention == "decoupled":
-            text = y.shape[1] - context_tokens if context_tokens else 77
-            y = (y[:, :text], y[:, text:])
+        y = self.reading.attended(y, context_tokens)
         if query is None or self.layout_encoder is None:
             return self.unet(z_t, timestep, y, return_dict=False)[0]
-        return predict_with_layout(self.unet, self.layout_encoder, z_t, timestep, y, query, layout_strength)
+        return layout_of(self.layout_encoder).predict(self.unet, z_t, timestep, y, query, layout_strength)
 
     def condition(self, text: Tensor, context: Tensor) -> Tensor:
         """y = [h^c, h^V] (eq. 3)."""

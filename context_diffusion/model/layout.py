@@ -1,104 +1,100 @@
-"""The query as layout: by a ControlNet at every step, or by a T2I adapter (arXiv 2302.08453) once an image."""
+"""The query as layout: encoded once an image, heard at every step; by a ControlNet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-LAYOUTS = ("controlnet", "t2i_adapter", "none")
-
-# What `ContextDiffusion.encode_query` gives: a ControlNet's stem features, or an adapter's for each resolution.
-Layout = Tensor | tuple[Tensor, ...]
+from ..errors import ContextDiffusionError
 
 
-def is_adapter(layout_encoder: nn.Module | None) -> bool:
-    """Whether the layout encoder is a T2I adapter."""
-    return type(layout_encoder).__name__ == "T2IAdapter"
+@runtime_checkable
+class LayoutEncoder(Protocol):
+    """What the model asks of its layout encoder.
 
-
-def new_adapter(unet: nn.Module, downscale: int = 8) -> nn.Module:
-    """A fresh T2IAdapter for a UNet: one set of features for each of its resolutions.
-
-    Args:
-        unet: UNet2DConditionModel.
-        downscale: pixels of the query a latent pixel, on each side.
-    """
-    from diffusers import T2IAdapter
-
-    return T2IAdapter(in_channels=3, channels=list(unet.config.block_out_channels), downscale_factor=downscale)
-
-
-def query_factor(layout_encoder: nn.Module) -> int:
-    """Pixels of the query a latent pixel, on each side."""
-    if is_adapter(layout_encoder):
-        return layout_encoder.config.downscale_factor
-    return 2 ** (len(layout_encoder.config.conditioning_embedding_out_channels) - 1)
-
-
-def repeat_rows(layout: Layout, times: int) -> Layout:
-    """The layout's rows `times` over, one after another as in `Tensor.repeat`."""
-    if isinstance(layout, Tensor):
-        return layout.repeat(times, 1, 1, 1)
-    return tuple(features.repeat(times, 1, 1, 1) for features in layout)
-
-
-def pick_rows(layout: Layout, rows: Tensor) -> Layout:
-    """The layout of some rows, each as often as it is named."""
-    return layout[rows] if isinstance(layout, Tensor) else tuple(features[rows] for features in layout)
-
-
-@contextmanager
-def features_added(unet: nn.Module, features: tuple[Tensor, ...], strength: float | Tensor) -> Iterator[None]:
-    """Within it the UNet's down blocks add the features, each at the end of its resolution, before it goes down.
-
-    diffusers' own `down_intrablock_additional_residuals` adds them after the downsampling in blocks without attention,
-    where their sizes differ.
+    Attributes:
+        query_factor: pixels of the query a latent pixel, on each side.
     """
 
-    def adder(extra: Tensor) -> Callable:
-        def add(module: nn.Module, inputs: Any, output: Tensor | tuple) -> Tensor | tuple:
-            if isinstance(output, Tensor):
-                return output + extra
-            return (output[0] + extra, *output[1:])
+    query_factor: int
 
-        return add
+    def encode_layout(self, query: Tensor) -> Tensor:
+        """What does not depend on z_t and t: images (B, 3, 8h, 8w) in [0, 1] -> features, or the images again.
 
-    with ExitStack() as stack:
-        for block, feature in zip(unet.down_blocks, features, strict=True):
-            last = (getattr(block, "attentions", None) or block.resnets)[-1]
-            stack.callback(last.register_forward_hook(adder(strength * feature)).remove)
-        yield
+        Features are indexed and repeated by rows as a tensor is.
+        """
+        ...
 
+    def predict(
+        self, unet: nn.Module, z_t: Tensor, timestep: Tensor, y: Any, layout: Tensor, strength: float | Tensor
+    ) -> Tensor:
+        """The UNet's prediction (B, C, h, w) with the layout's residuals, `strength` times.
 
-@contextmanager
-def stem_gives(layout_encoder: nn.Module, features: Tensor) -> Iterator[None]:
-    """Within it a ControlNet's stem returns `features`, whatever it is shown."""
-    handle = layout_encoder.controlnet_cond_embedding.register_forward_hook(lambda *_: features)
-    try:
-        yield
-    finally:
-        handle.remove()
+        Args:
+            unet, z_t, timestep, y: as in `ContextDiffusion.predict`, y as the UNet's cross-attention takes it.
+            layout: from `encode_layout`, or query images.
+            strength: a number, or one for each row, (B, 1, 1, 1).
+        """
+        ...
 
 
-def predict_with_layout(
-    unet: nn.Module, layout_encoder: nn.Module, z_t: Tensor, timestep: Tensor, y: Any, query: Layout, strength: Any
-) -> Tensor:
-    """The UNet's prediction with a layout; arguments as in `ContextDiffusion.predict`."""
-    if is_adapter(layout_encoder):
-        features = tuple(layout_encoder(query)) if isinstance(query, Tensor) else query
-        with features_added(unet, features, strength):
-            return unet(z_t, timestep, y, return_dict=False)[0]
-    settings = {"conditioning_scale": strength, "return_dict": False}
-    if query.shape[-2:] != z_t.shape[-2:]:
-        # An image goes through the encoder's own call, which is what brings offloaded weights to the device.
-        down, mid = layout_encoder(z_t, timestep, y, query, **settings)
-    else:
-        with stem_gives(layout_encoder, query):
-            # The stem's output is replaced: what it sees only has to be small.
-            blank = query.new_zeros(query.shape[0], 3, 8, 8)
-            down, mid = layout_encoder(z_t, timestep, y, blank, **settings)
-    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-    return unet(z_t, timestep, y, return_dict=False, **residuals)[0]
+class ControlNetLayout:
+    """A diffusers ControlNetModel (arXiv 2302.05543) as the layout encoder.
+
+    Its stem does not see z_t or t and costs as much as half of the UNet: samplers run it once an image, and training
+    once for all noise levels of an image.
+
+    Raises:
+        ContextDiffusionError: the network is no ControlNet.
+    """
+
+    def __init__(self, controlnet: nn.Module) -> None:
+        if not hasattr(controlnet, "controlnet_cond_embedding"):
+            raise ContextDiffusionError(
+                f"the layout encoder is a {type(controlnet).__name__}, which does not say how its layout is heard: "
+                "give a ControlNetModel"
+            )
+        self.controlnet = controlnet
+
+    @property
+    def query_factor(self) -> int:
+        return 2 ** (len(self.controlnet.config.conditioning_embedding_out_channels) - 1)
+
+    def encode_layout(self, query: Tensor) -> Tensor:
+        """Query images -> the stem's features (B, C, h, w)."""
+        if hasattr(self.controlnet, "_hf_hook"):
+            # The network's own call is what brings offloaded weights to the device: the stem runs with it.
+            return query
+        return self.controlnet.controlnet_cond_embedding(query)
+
+    def predict(
+        self, unet: nn.Module, z_t: Tensor, timestep: Tensor, y: Any, layout: Tensor, strength: float | Tensor
+    ) -> Tensor:
+        """See `LayoutEncoder.predict`."""
+        settings = {"conditioning_scale": strength, "return_dict": False}
+        if layout.shape[-2:] != z_t.shape[-2:]:
+            down, mid = self.controlnet(z_t, timestep, y, layout, **settings)
+        else:
+            with self._stem_gives(layout):
+                # The stem's output is replaced: what it sees only has to be small.
+                blank = layout.new_zeros(layout.shape[0], 3, 8, 8)
+                down, mid = self.controlnet(z_t, timestep, y, blank, **settings)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        return unet(z_t, timestep, y, return_dict=False, **residuals)[0]
+
+    @contextmanager
+    def _stem_gives(self, features: Tensor) -> Iterator[None]:
+        """Within it the stem returns `features`, whatever it is shown."""
+        handle = self.controlnet.controlnet_cond_embedding.register_forward_hook(lambda *_: features)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def layout_of(layout_encoder: nn.Module) -> LayoutEncoder:
+    """A model's layout encoder by what the model asks of it: itself where it answers that, else as a ControlNet."""
+    return layout_encoder if isinstance(layout_encoder, LayoutEncoder) else ControlNetLayout(layout_encoder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from ..choices import AGGREGATIONS
 from ..errors import ContextDiffusionError
 from ..ranges import CONTEXT_WEIGHT
-
-HIDDEN_STATES = ("last", "penultimate")
 
 # The statistics every CLIP image encoder was trained with, per channel of an RGB image in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -56,20 +54,22 @@ def clip_preprocess(images: Tensor, size: int) -> Tensor:
     return (clip_crop(images, size) - mean) / std
 
 
-def image_tokens(image_encoder: nn.Module, pixels: Tensor, hidden_state: str = "last") -> Tensor:
-    """The image encoder's tokens of each image.
+def n_tokens(image_size: int, patch_size: int) -> int:
+    """N, the image encoder's tokens of one image: its patches and one for the whole."""
+    return (image_size // patch_size) ** 2 + 1
+
+
+def image_tokens(image_encoder: nn.Module, pixels: Tensor) -> Tensor:
+    """The image encoder's tokens of each image: its last hidden state.
 
     Args:
         image_encoder: a transformers CLIPVisionModel.
         pixels: (B, 3, size, size) from `clip_preprocess`.
-        hidden_state: `last`, or `penultimate`: what the last layer reads.
 
     Returns:
         (B, N, d_v).
     """
-    if hidden_state == "last":
-        return image_encoder(pixel_values=pixels).last_hidden_state
-    return image_encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+    return image_encoder(pixel_values=pixels).last_hidden_state
 
 
 def join_rows(tokens: Tensor, aggregation: str) -> Tensor:
@@ -168,7 +168,7 @@ def encode_visual_context(
     aggregation: str = "mean",
     chunk_size: int = 8,
     device: torch.device | None = None,
-    hidden_state: str = "last",
+    image_tokens: Callable[[nn.Module, Tensor], Tensor] = image_tokens,
 ) -> Tensor:
     """Encode k context images and join them (h^V before the projector).
 
@@ -181,7 +181,7 @@ def encode_visual_context(
         aggregation: `mean`, `sum` or `concat`.
         chunk_size: how many images go through the encoder at once.
         device: where the encoder runs, if its weights are elsewhere between calls (offloading).
-        hidden_state: which of the encoder's, see `image_tokens`.
+        image_tokens: which tokens of the encoder's.
 
     Returns:
         (1, N, d_v); (1, k * N, d_v) for `concat`.
@@ -201,7 +201,7 @@ def encode_visual_context(
     for start in range(0, k, chunk_size):
         chunk = clip_preprocess(images[start : start + chunk_size].float(), size)
         chunk = chunk.to(device or parameter.device, parameter.dtype)
-        join.add(image_tokens(image_encoder, chunk, hidden_state))
+        join.add(image_tokens(image_encoder, chunk))
     joined = join.result()
     return joined.reshape(1, -1, joined.shape[-1])
 

@@ -13,8 +13,8 @@ from ..images import fit_image, to_pil
 from ..maps import make_map
 from ..model.conditioning import encode_text
 from ..model.context_diffusion import ContextDiffusion
-from ..model.layout import query_factor
-from ..model.variants import Variant
+from ..model.layout import layout_of
+from ..model.reading import Reading
 from ..model.visual_context import encode_visual_context
 from ..ranges import PIXELS
 from .inputs import check_embeds, check_values, read_context, read_images, read_prompts
@@ -28,9 +28,9 @@ class EncodingMixin:
     """What `ContextDiffusionPipeline` does before and after its steps; each method works alone, too."""
 
     @property
-    def variant(self) -> Variant:
-        """What the model does with its visual context in another way than the default."""
-        return Variant.of(self.config.get("model_variant") or {})
+    def reading(self) -> Reading:
+        """How the model reads its visual context."""
+        return Reading.of(self.config.get("model_variant") or {})
 
     def to_model(self) -> ContextDiffusion:
         """The parts as a `ContextDiffusion` that shares their weights: what `save_checkpoint` takes."""
@@ -44,7 +44,7 @@ class EncodingMixin:
             image_encoder=self.image_encoder,
             schedule=self.config.get("schedule"),
             info=self.config.get("info"),
-            variant=self.variant,
+            reading=self.reading,
         )
 
     def encode_prompt(
@@ -110,8 +110,8 @@ class EncodingMixin:
                 makes unequally long.
         """
         device = device or self._execution_device
-        variant = self.variant
-        aggregation = aggregation or variant.aggregation
+        reading = self.reading
+        aggregation = aggregation or reading.aggregation
         rows = self._read_context(context_images, context_weights)
         if self.image_encoder is None and any(images for images, _ in rows):
             raise ContextDiffusionError(
@@ -129,7 +129,7 @@ class EncodingMixin:
                 weights,
                 aggregation,
                 device=device,
-                hidden_state=variant.context_hidden_state,
+                image_tokens=reading.image_tokens,
             )
             encoded.append(self.projector(tokens.to(device, self.projector.dtype)))
         lengths = {tokens.shape[1] for tokens in encoded if tokens is not None}
@@ -153,24 +153,16 @@ class EncodingMixin:
                 "the model has no image encoder, so the length of its null context is unknown: "
                 "load one, set context_tokens, or give context_embeds"
             )
-        if self.variant.null_context == "black":
-            if self.image_encoder is None:
-                raise ContextDiffusionError(
-                    "the model's null context is a black image and it has no image encoder: load one"
-                )
-            return self.to_model().null_context(1, n_tokens).to(device, self.unet.dtype)
-        width = self.unet.config.cross_attention_dim
-        return torch.zeros(1, n_tokens, width, device=device, dtype=self.unet.dtype)
+        like = torch.empty(0, device=device, dtype=self.unet.dtype)
+        return self.to_model().null_context(1, n_tokens, like)
 
     def _null_like(self, context: Tensor) -> Tensor:
         """The null context at the length and for the rows of a context (B, N, d_c)."""
-        if self.variant.null_context == "zeros":
-            return torch.zeros_like(context)
-        return self._null_context(context.shape[1], context.device).to(context).expand_as(context)
+        return self.to_model().null_context(len(context), context.shape[1], context)
 
     def _layout_query(self, layouts: list[Tensor], map_name: str, height: int, width: int) -> Tensor:
         """The query at the size that brings the layout encoder to latents of (height, width)."""
-        factor = query_factor(self.layout_encoder)
+        factor = layout_of(self.layout_encoder).query_factor
         fitted = torch.stack([fit_image(image, (height * factor, width * factor)) for image in layouts])
         return make_map(fitted, map_name)
 

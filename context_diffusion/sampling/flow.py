@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,10 +11,8 @@ from torch import Tensor
 
 from ..choices import SAMPLERS
 from ..errors import ContextDiffusionError
-from ..model.guidance import FULL, NULL, branch_weights, guide
+from ..model.guidance import FULL, branch_weights, guide
 from ..model.latents import vae_scale_factor
-from ..model.layout import Layout, repeat_rows
-from ..model.visual_context import clip_preprocess, image_tokens, join_rows
 
 if TYPE_CHECKING:
     from ..model.context_diffusion import ContextDiffusion
@@ -70,8 +69,7 @@ class FlowSampler:
             positive, or there is no such sampler.
 
     Attributes:
-        wants_context_queries: whether the model is the Prompt Diffusion baseline, which is shown the first context
-            image with its query as its example pair.
+        wants_context_queries: the model's.
     """
 
     def __init__(
@@ -96,7 +94,7 @@ class FlowSampler:
         self.steps = steps
         self.text_guidance = text_guidance
         self.context_guidance = context_guidance
-        self.wants_context_queries = model.example_encoder is not None
+        self.wants_context_queries = model.wants_context_queries
         self._null_text: Tensor | None = None
 
     @torch.no_grad()
@@ -113,72 +111,34 @@ class FlowSampler:
         if batch.prompts is None and batch.context is None:
             # Every branch would be the null branch: nothing to guide by.
             weights = {FULL: 1.0}
-        y, query = (self._pair_inputs if self.wants_context_queries else self._inputs)(batch, weights)
+        y, layout = model.guided_inputs(
+            tuple(weights),
+            self._text(batch.prompts, n),
+            self._text(None, n),
+            batch.context,
+            batch.query,
+            batch.context_queries,
+        )
         # Each row draws from its own seed, so that an image does not depend on its batch.
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
         z = self._noise(generators, batch.size).to(y)
         for step in range(self.steps):
             s, s_next = 1.0 - step / self.steps, 1.0 - (step + 1) / self.steps
             timestep = torch.full((n * len(weights),), 1000.0 * s, device=y.device, dtype=y.dtype)
-            velocity = model.predict(z.repeat(len(weights), 1, 1, 1), timestep, y, query)
+            velocity = model.predict(z.repeat(len(weights), 1, 1, 1), timestep, y, layout)
             velocity = guide(dict(zip(weights, velocity.chunk(len(weights)), strict=True)), weights)
             clean = z - s * velocity
             noise = z + (1 - s) * velocity if self.sampler == "euler" else self._noise(generators, batch.size).to(y)
             z = (1 - s_next) * clean + s_next * noise
         return model.decode_latents(z).float()
 
-    def _inputs(self, batch: SamplingBatch, weights: dict[str, float]) -> tuple[Tensor, Layout | None]:
-        """y and the layout, all guidance branches in one batch."""
-        model, n = self.model, len(batch.seeds)
-        text, context = self._text(batch, n), self._context(batch, n)
-        null_text, null_context = self._text(None, n), model.null_context(n, context.shape[1])
-        branches = []
-        for name in weights:
-            branches.append(
-                model.condition(text if name == FULL else null_text, null_context if name == NULL else context)
-            )
-        y = torch.cat(branches)
-        query = None
-        if batch.query is not None:
-            query = repeat_rows(model.encode_query(batch.query.to(y)), len(weights))
-        return y, query
-
-    def _pair_inputs(self, batch: SamplingBatch, weights: dict[str, float]) -> tuple[Tensor, Layout | None]:
-        """As `_inputs` for the Prompt Diffusion baseline: y is text alone, the context is a pair in the layout."""
-        n = len(batch.seeds)
-        text, null_text = self._text(batch, n), self._text(None, n)
-        y = torch.cat([text if name == FULL else null_text for name in weights])
-        if batch.context is not None and (batch.query is None or batch.context_queries is None):
-            raise ContextDiffusionError(
-                "the model is the Prompt Diffusion baseline and its context comes as example pairs beside a query: "
-                "give query and context_queries"
-            )
-        if batch.query is None:
-            return y, None
-        example = None
-        if batch.context is not None:
-            example = (batch.context_queries[:, 0].to(y), batch.context[:, 0].to(y))
-        query = batch.query.to(y)
-        plain = self.model.encode_query(query)
-        shown = self.model.encode_query(query, example)
-        return y, torch.cat([plain if name == NULL else shown for name in weights])
-
-    def _text(self, batch: SamplingBatch | None, n: int) -> Tensor:
-        if batch is not None and batch.prompts is not None:
-            return self.model.encode_prompts(list(batch.prompts))
+    def _text(self, prompts: Sequence[str] | None, n: int) -> Tensor:
+        """h^c of the prompts, or n times the null text, which is encoded once."""
+        if prompts is not None:
+            return self.model.encode_prompts(list(prompts))
         if self._null_text is None:
             self._null_text = self.model.encode_prompts([""])
         return self._null_text.expand(n, -1, -1)
-
-    def _context(self, batch: SamplingBatch, n: int) -> Tensor:
-        model = self.model
-        if batch.context is None:
-            return model.null_context(n)
-        parameter = next(model.image_encoder.parameters())
-        k = batch.context.shape[1]
-        images = clip_preprocess(batch.context.flatten(0, 1).float(), model.image_encoder.config.image_size)
-        tokens = image_tokens(model.image_encoder, images.to(parameter), model.variant.context_hidden_state)
-        return model.projector(join_rows(tokens.unflatten(0, (n, k)), model.variant.aggregation))
 
     def _noise(self, generators: list[torch.Generator], size: int) -> Tensor:
         """One standard normal latent from each generator, for images of `size` pixels."""

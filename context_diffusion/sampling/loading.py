@@ -45,9 +45,9 @@ class LoadingMixin:
     @classmethod
     def from_model(cls, model: ContextDiffusion, scheduler: SchedulerMixin | None = None) -> Self:
         """A pipeline around a model's own parts, as they are; its scheduler is the model's unless given."""
-        if model.example_encoder is not None:
+        if model.wants_context_queries:
             raise ContextDiffusionError(
-                "the model is the Prompt Diffusion baseline: the pipeline shows no example pairs, sample it with "
+                "the model's context is example pairs, which the pipeline does not show: sample it with "
                 "sampling.flow.FlowSampler"
             )
         return cls(
@@ -61,7 +61,7 @@ class LoadingMixin:
             image_encoder=model.image_encoder,
             schedule=dict(model.schedule),
             info=dict(model.info),
-            model_variant=model.variant.changes() or None,
+            model_variant=dict(model.reading.changes) or None,
         )
 
     @classmethod

@@ -13,7 +13,6 @@ from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
     ImagePipelineOutput,
-    T2IAdapter,
     UNet2DConditionModel,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -26,7 +25,6 @@ from ..errors import ContextDiffusionError
 from ..model.conditioning import combine
 from ..model.guidance import CONTEXT_ONLY, FULL, NULL, branch_weights, guide
 from ..model.latents import vae_scale_factor
-from ..model.layout import Layout, repeat_rows
 from ..model.visual_context import ContextProjector
 from ..projector import PretrainedContextProjector
 from ..ranges import GUIDANCE, LAYOUT_STRENGTH, SHARE, STEPS, whole_number
@@ -52,10 +50,10 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
             for what the UNet predicts.
         info: title, license and the like.
         context_tokens: N, for a model without its image encoder.
-        model_variant: the entries of the model's `Variant` that are not the default's.
+        model_variant: the `changes` of the model's `Reading`.
 
     Raises:
-        ContextDiffusionError: the UNet is not of this variant, or the model is the Prompt Diffusion baseline.
+        ContextDiffusionError: the UNet's cross-attention is not of this variant.
     """
 
     # The layout encoder takes turns with the UNet at every step: as a ControlNet it stays out of the chain.
@@ -74,7 +72,7 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
         unet: UNet2DConditionModel,
         projector: ContextProjector | PretrainedContextProjector,
         scheduler: SchedulerMixin,
-        layout_encoder: ControlNetModel | T2IAdapter | None,
+        layout_encoder: ControlNetModel | None,
         vae: AutoencoderKL | AutoencoderTiny | None,
         text_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer | None,
@@ -304,7 +302,7 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
                 weights = branch_weights(self._text_guidance, self._context_guidance, has_text, has_context)
                 if tensors["query_map"] is not shown:
                     shown = tensors["query_map"]
-                    layout = self._stem(shown)
+                    layout = None if shown is None else self.to_model().encode_query(shown)
                 prediction = self._predict(t, tensors, weights, layout if heard else None, layout_strength)
                 stepped = self.scheduler.step(prediction, t, tensors["latents"], **extra, return_dict=False)
                 tensors["latents"] = stepped[0]
@@ -319,18 +317,12 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
-    def _stem(self, query: Tensor | None) -> Layout | None:
-        """The query's features, the same at every step; the query itself where accelerate moves the encoder about."""
-        if query is None or hasattr(self.layout_encoder, "_hf_hook"):
-            return query
-        return self.to_model().encode_query(query)
-
     def _predict(
         self,
         t: Tensor,
         tensors: dict[str, Tensor],
         weights: dict[str, float],
-        query: Layout | None,
+        query: Tensor | None,
         layout_strength: float,
     ) -> Tensor:
         """The guided prediction for the latents; branches whose y are equally long share one UNet call."""
@@ -358,7 +350,7 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
                 latents.repeat(rows, 1, 1, 1),
                 t,
                 torch.cat(list(ys.values())),
-                None if query is None else repeat_rows(query, rows),
+                None if query is None else query.repeat(rows, 1, 1, 1),
                 layout_strength,
                 context.shape[1],
             )

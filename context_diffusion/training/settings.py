@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
-from ..choices import PRECISIONS
+from ..choices import AGGREGATIONS, PRECISIONS
 from ..errors import ContextDiffusionError
 from ..ranges import Range, number, whole_number
 
@@ -222,12 +222,7 @@ class DiffusionSettings:
     other_query: float = setting(0.35, SHARE, "share of the pictures whose query is another map or style's drawing")
     noise_mean: float = setting(0.4, number(), "where the noise levels gather; above 0 is high noise")
     noise_uniform: float = setting(0.2, SHARE, "share of them drawn evenly")
-    aggregation: str | None = setting(None, TEXT, "how k context images are joined")
-    cross_attention: str | None = setting(None, TEXT, "joint or decoupled")
-    context_hidden_state: str | None = setting(None, TEXT, "which of the image encoder's states is read")
-    null_context: str | None = setting(None, TEXT, "zeros or black")
-    layout: str | None = setting(None, TEXT, "controlnet, t2i_adapter or none")
-    baseline: str | None = setting(None, TEXT, "none or prompt_diffusion")
+    aggregation: str | None = setting(None, one_of(*AGGREGATIONS), "how k context images are joined; without, the mean")
     info: dict = setting({}, NAMES, "what the checkpoint says of itself; its `name` is the file's")
 
     def __post_init__(self) -> None:

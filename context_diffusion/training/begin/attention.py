@@ -34,8 +34,8 @@ def with_attention(unet: nn.Module, attention: Sequence[bool]) -> nn.Module:
         attention: for each resolution, the finest first, whether it is to have attention.
 
     Raises:
-        ContextDiffusionError: another number of resolutions, attention would be taken away, or decoupled
-            cross-attention.
+        ContextDiffusionError: another number of resolutions, attention would be taken away, or weights that the grown
+            UNet would not have.
     """
     wanted, own = tuple(attention), attention_of(unet)
     if wanted == own:
@@ -51,7 +51,7 @@ def with_attention(unet: nn.Module, attention: Sequence[bool]) -> nn.Module:
     if loaded.unexpected_keys:
         raise ContextDiffusionError(
             f"[diffusion] attention is {list(wanted)} and the checkpoint's UNet has weights of its own kind "
-            f"({loaded.unexpected_keys[0]}), as decoupled cross-attention has: leave attention at {list(own)}"
+            f"({loaded.unexpected_keys[0]}): leave attention at {list(own)}"
         )
     for name in loaded.missing_keys:
         # A transformer adds what its last projection gives to what it got.

@@ -89,7 +89,7 @@ def _check_alike(first: ContextDiffusion, other: ContextDiffusion, number: int) 
         first.tokenizer is not None and tokenizer_to_json(first.tokenizer) != tokenizer_to_json(other.tokenizer)
     ):
         differing.append("tokenizer")
-    differing += [name for name in ("schedule", "variant") if getattr(first, name) != getattr(other, name)]
+    differing += [name for name in ("schedule", "reading") if getattr(first, name) != getattr(other, name)]
     if differing:
         raise ContextDiffusionError(
             f"model {number} differs from model 1 in {', '.join(differing)}: average models that were trained on from "

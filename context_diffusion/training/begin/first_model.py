@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,29 +13,64 @@ from ...checkpoint.read import load_checkpoint
 from ...checkpoint.tokenizer import tokenizer_from_json
 from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion
-from ...model.layout import is_adapter
+from ...model.reading import Reading
 from ...model.visual_context import ContextProjector
 from ..settings import DiffusionSettings
 from .attention import attention_of, block_types, with_attention, within
 from .vae import load_vae
-from .variants import build_variant, check_variant
 
 
-def first_model(settings: DiffusionSettings) -> ContextDiffusion:
+def build_model(parts: dict[str, Any], settings: DiffusionSettings) -> ContextDiffusion:
+    """The model that a new run trains; `parts` are arguments of `ContextDiffusion`."""
+    aggregation = settings.aggregation
+    return ContextDiffusion(**parts, reading=Reading.of({} if aggregation is None else {"aggregation": aggregation}))
+
+
+def check_start(model: ContextDiffusion, settings: DiffusionSettings) -> None:
+    """Refuse settings that ask for another model than the checkpoint that a run goes on from.
+
+    Raises:
+        ContextDiffusionError: naming the setting.
+    """
+    refuse_change("aggregation", settings.aggregation, model.reading.aggregation)
+
+
+def refuse_change(name: str, asked: str | None, own: str) -> None:
+    """Refuse a setting that is not the checkpoint's own; None asks for nothing."""
+    if asked not in (None, own):
+        raise ContextDiffusionError(
+            f"[diffusion] {name} is {asked!r} and start_from is a model with {own!r}: train it from its start"
+        )
+
+
+def freeze_unused(model: ContextDiffusion) -> None:
+    """Weights that nothing in training reads: of the image encoder what is behind its last hidden state."""
+    getattr(model.image_encoder, "vision_model", model.image_encoder).post_layernorm.requires_grad_(False)
+
+
+def first_model(
+    settings: DiffusionSettings,
+    build: Callable[[dict[str, Any], Any], ContextDiffusion] = build_model,
+    check: Callable[[ContextDiffusion, Any], None] = check_start,
+) -> ContextDiffusion:
     """What the settings of [diffusion] ask for, its VAE included.
+
+    Args:
+        settings: of [diffusion].
+        build: makes a new model of its parts, see `build_model`.
+        check: refuses a checkpoint to go on from, see `check_start`.
 
     Raises:
         ContextDiffusionError: files that are missing or do not fit, or settings that the checkpoint is not of.
     """
     if settings.start_from:
-        model = _continued(settings)
+        model = _continued(settings, check)
     elif settings.pretrained:
-        model = _around_pretrained(settings)
+        model = build(_around_pretrained(settings), settings)
     else:
         vae = load_vae(_stage_folder("vae", settings.vae))
-        model = new_model(settings, vae.config.latent_channels, _stage_folder("clip", settings.clip))
-        model.vae = vae
-        return model
+        parts = new_parts(settings, vae.config.latent_channels, _stage_folder("clip", settings.clip))
+        return build({**parts, "vae": vae}, settings)
     if settings.vae:
         model.vae = load_vae(settings.vae)
     return model
@@ -50,10 +86,10 @@ def _stage_folder(name: str, folder: str) -> Path:
     return Path(folder)
 
 
-def _continued(settings: DiffusionSettings) -> ContextDiffusion:
+def _continued(settings: DiffusionSettings, check: Callable[[ContextDiffusion, Any], None]) -> ContextDiffusion:
     """The model of `start_from`, its UNet with more attention if that is asked for."""
     model = load_checkpoint(settings.start_from, dtype=torch.float32)
-    check_variant(model, variant_settings(settings))
+    check(model, settings)
     model.unet = with_attention(model.unet, settings.attention or attention_of(model.unet))
     model.info.update(settings.info)
     return model
@@ -93,8 +129,8 @@ def new_unet(settings: DiffusionSettings, latent_channels: int, cross_attention_
     )
 
 
-def new_model(settings: DiffusionSettings, latent_channels: int, clip: Path) -> ContextDiffusion:
-    """A fresh model around the CLIP stage's encoders; the layout encoder is the UNet's encoder's copy."""
+def new_parts(settings: DiffusionSettings, latent_channels: int, clip: Path) -> dict[str, Any]:
+    """The parts of a fresh model around the CLIP stage's encoders; the layout encoder is the UNet's encoder's copy."""
     from transformers import CLIPTextModel, CLIPVisionModel
 
     try:
@@ -108,8 +144,8 @@ def new_model(settings: DiffusionSettings, latent_channels: int, clip: Path) -> 
     return _around(settings, unet, text_encoder, tokenizer, image_encoder, schedule)
 
 
-def _around_pretrained(settings: DiffusionSettings) -> ContextDiffusion:
-    """A model with the UNet, encoders and VAE of another one; layout encoder and projector are new.
+def _around_pretrained(settings: DiffusionSettings) -> dict[str, Any]:
+    """The parts of a model with the UNet, encoders and VAE of another one; layout encoder and projector are new.
 
     As the paper starts from Stable Diffusion: what the context adds is learned by a UNet that draws already. With
     `keep_layout` the other one's ControlNet stays too, so that only the way to the context is new.
@@ -121,28 +157,18 @@ def _around_pretrained(settings: DiffusionSettings) -> ContextDiffusion:
         raise ContextDiffusionError(
             f"[diffusion] pretrained = {path!r} has no {', '.join(missing)}: give a whole model"
         )
-    if start.variant.cross_attention == "decoupled":
-        raise ContextDiffusionError(
-            f"[diffusion] pretrained = {path!r} has decoupled cross-attention: go on with it by start_from"
-        )
     kept = _kept_layout(settings, start) if settings.keep_layout else None
     unet = with_attention(start.unet, settings.attention or attention_of(start.unet))
-    model = _around(settings, unet, start.text_encoder, start.tokenizer, start.image_encoder, start.schedule, kept)
-    model.vae = start.vae
-    return model
+    encoders = (start.text_encoder, start.tokenizer, start.image_encoder)
+    return {**_around(settings, unet, *encoders, start.schedule, kept), "vae": start.vae}
 
 
 def _kept_layout(settings: DiffusionSettings, start: ContextDiffusion) -> nn.Module:
     """The layout encoder of `pretrained`, which must be a ControlNet as it was trained."""
-    path, asked = settings.pretrained, settings.layout or "controlnet"
-    if start.layout_encoder is None or is_adapter(start.layout_encoder):
+    path = settings.pretrained
+    if start.layout_encoder is None:
         raise ContextDiffusionError(
             f"[diffusion] pretrained = {path!r} has no ControlNet and keep_layout asks for it: leave keep_layout out"
-        )
-    if asked != "controlnet":
-        raise ContextDiffusionError(
-            f"[diffusion] keep_layout keeps the ControlNet of pretrained = {path!r} and layout is {asked!r}: "
-            "leave one of them out"
         )
     own, attention = attention_of(start.layout_encoder), settings.layout_attention
     if attention is not None and tuple(attention) != own:
@@ -161,9 +187,9 @@ def _around(
     image_encoder: nn.Module,
     schedule: dict,
     layout_encoder: nn.Module | None = None,
-) -> ContextDiffusion:
-    """The variant that the settings ask for, with a new projector and, unless there is one, a new layout encoder."""
-    parts = {
+) -> dict[str, Any]:
+    """The parts of a model with a new projector and, unless there is one, a new layout encoder."""
+    return {
         "unet": unet,
         "projector": ContextProjector(image_encoder.config.hidden_size, text_encoder.config.hidden_size),
         "layout_encoder": layout_encoder or new_layout_encoder(unet, settings.layout_attention),
@@ -173,7 +199,6 @@ def _around(
         "schedule": schedule,
         "info": settings.info,
     }
-    return ContextDiffusion(**build_variant(parts, variant_settings(settings)))
 
 
 def new_layout_encoder(unet: nn.Module, attention: Sequence[bool] | None = None) -> nn.Module:
@@ -200,15 +225,3 @@ def new_layout_encoder(unet: nn.Module, attention: Sequence[bool] | None = None)
     leaner = ControlNetModel.from_config(copy.config, down_block_types=block_types(attention)[0])
     leaner.load_state_dict(copy.state_dict(), strict=False)
     return leaner
-
-
-def variant_settings(settings: DiffusionSettings) -> dict[str, str | None]:
-    """What the config says of the ablations and the baseline; None where it is silent."""
-    return {
-        "aggregation": settings.aggregation,
-        "cross_attention": settings.cross_attention,
-        "context_hidden_state": settings.context_hidden_state,
-        "null_context": settings.null_context,
-        "layout": settings.layout,
-        "baseline": settings.baseline,
-    }

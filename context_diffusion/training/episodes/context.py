@@ -9,27 +9,25 @@ from ...model.context_diffusion import ContextDiffusion
 
 
 def row_contexts(model: ContextDiffusion, tokens: Tensor, weights: Tensor) -> Tensor:
-    """h^V of each row, joined as the model's variant says; rows without context get the null context.
+    """h^V of each row, joined as the model reads it; rows without context get the null context.
 
     Args:
-        model: its projector and variant count.
+        model: its projector and reading count.
         tokens: of each picture in the batch, (U, N, d_v).
         weights: which pictures are whose context, (R, U) from `episodes.context_matrix`: 1 / k or 0.
 
     Returns:
         (R, N, d_c); for `concat` (R, k * N, d_c) with the largest k of the batch.
     """
-    variant = model.variant
-    if variant.aggregation == "concat":
-        return _concatenated(model, tokens, weights > 0)
-    if variant.aggregation == "sum":
-        weights = (weights > 0).to(tokens.dtype)
+    heard = weights > 0
+    aggregation = model.reading.aggregation
+    if aggregation == "concat":
+        return _concatenated(model, tokens, heard)
+    if aggregation == "sum":
+        weights = heard.to(tokens.dtype)
     # Section 3.2: the mean over the k context images, token by token; then the projector.
     context = model.projector(torch.einsum("ru,und->rnd", weights, tokens))
-    if variant.null_context == "zeros":
-        totals = weights.sum(1) if variant.aggregation == "mean" else (weights > 0).any(1).to(context)
-        return context * totals.view(-1, 1, 1)
-    return torch.where((weights > 0).any(1).view(-1, 1, 1), context, model.null_context())
+    return torch.where(heard.any(1).view(-1, 1, 1), context, model.null_context())
 
 
 def _concatenated(model: ContextDiffusion, tokens: Tensor, used: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,15 +16,13 @@ from ...data.library import EmojiLibrary
 from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion
 from ...model.latents import encode_images
-from ...model.layout import pick_rows
 from ...model.process import diffusion_loss
-from ...model.visual_context import clip_preprocess, image_tokens
-from ..begin.first_model import first_model
+from ...model.visual_context import clip_preprocess
+from ..begin.first_model import build_model, check_start, first_model, freeze_unused
 from ..begin.vae import latents_digest
-from ..begin.variants import freeze_unused
 from ..config import RunConfig, stage_settings
 from ..episodes.context import row_contexts
-from ..episodes.groups import context_matrix, draw_examples
+from ..episodes.groups import context_matrix
 from ..episodes.pool import GROUP_SIZE, EpisodePool
 from ..noise_levels import noise_levels
 from ..run.loop import batch_seed
@@ -35,33 +35,36 @@ class DiffusionObjective(nn.Module):
 
     Args:
         model: f and its encoders.
-        reads_context: false for y = h^c alone, text to image.
     """
 
-    def __init__(self, model: ContextDiffusion, reads_context: bool = True) -> None:
+    def __init__(self, model: ContextDiffusion) -> None:
         super().__init__()
-        self.model, self.reads_context = model, reads_context
+        self.model = model
+
+    def text(self, batch: dict) -> Tensor:
+        """h^c of each row, (R, 77, d_c)."""
+        return self.model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
+
+    def layout(self, batch: dict) -> Tensor | None:
+        """The features of each row's query; None for a model without a layout encoder."""
+        model = self.model
+        return None if model.layout_encoder is None else model.encode_query(batch["queries"])[batch["rows"]]
+
+    def inputs(self, batch: dict) -> tuple[Tensor, Tensor | None]:
+        """y and the layout of each row."""
+        model = self.model
+        text, layout = self.text(batch), self.layout(batch)
+        pixels = clip_preprocess(batch["images"], model.image_encoder.config.image_size)
+        tokens = model.reading.image_tokens(model.image_encoder, pixels)
+        return model.condition(text, row_contexts(model, tokens, batch["context"])), layout
 
     def forward(self, batch: dict) -> tuple[Tensor, dict]:
-        model = self.model
-        rows = batch["rows"]
-        y = model.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
-        features = None
-        if model.layout_encoder is not None:
-            features = pick_rows(model.encode_query(batch["queries"]), rows)
-        if model.example_encoder is None and self.reads_context:
-            pixels = clip_preprocess(batch["images"], model.image_encoder.config.image_size)
-            tokens = image_tokens(model.image_encoder, pixels, model.variant.context_hidden_state)
-            y = model.condition(y, row_contexts(model, tokens, batch["context"]))
-        elif model.example_encoder is not None:
-            # The baseline: its context is one example pair, which joins the query's features.
-            pairs = model.example_encoder(batch["example_queries"], batch["images"][batch["examples"]])
-            features = features + pairs[rows] * (batch["context"] > 0).any(1).view(-1, 1, 1, 1)
+        y, layout = self.inputs(batch)
         losses = diffusion_loss(
-            model,
-            batch["latents"][rows],
+            self.model,
+            batch["latents"][batch["rows"]],
             y,
-            features,
+            layout,
             batch["noise"],
             batch["levels"],
             batch["layout"].view(-1, 1, 1, 1),
@@ -76,7 +79,15 @@ class DiffusionObjective(nn.Module):
 
 
 class DiffusionStage:
-    """Episodes from the pool; `batch_size` rows of the loss a process and step; settings: `DiffusionSettings`."""
+    """Episodes from the pool; `batch_size` rows of the loss a process and step; settings: `DiffusionSettings`.
+
+    A stage of another kind of model replaces the attributes below, and `more`.
+    """
+
+    objective = DiffusionObjective
+    build_model = staticmethod(build_model)
+    check_start = staticmethod(check_start)
+    freeze_unused = staticmethod(freeze_unused)
 
     def __init__(self, config: RunConfig) -> None:
         torch.manual_seed(config.seed)
@@ -84,14 +95,12 @@ class DiffusionStage:
         settings = self.settings
         self.library = EmojiLibrary(config.data)
         self.groups = groups_of_batch(config.batch_size, settings)
-        model = first_model(settings)
+        model = first_model(settings, self.build_model, self.check_start)
         self.vae = model.vae.eval().requires_grad_(False)
         # The VAE is no part of what is trained and saved at every step.
         model.vae = None
-        # The baseline's example encoder gets its gradients in every case.
-        reads_context = settings.context_dropout < 1
-        freeze_unused(model, reads_context)
-        self.module = DiffusionObjective(model, reads_context).to(memory_format=torch.channels_last)
+        self.freeze_unused(model)
+        self.module = self.objective(model).to(memory_format=torch.channels_last)
         # What is computed with beside `module`.
         self.frozen = (self.vae,)
         latents = latents_digest(self.vae)
@@ -124,30 +133,28 @@ class DiffusionStage:
         generator = torch.Generator().manual_seed(batch_seed(self.config.seed, step, rank, 1))
         settings, pool = self.settings, self.pool
         rows_total, members_each = self.config.batch_size, settings.members
-        images, queries, latents, captions, kinds = [], [], [], [], []
+        images, latents, captions, kinds = [], [], [], []
         for group in rng.choice(pool.groups, size=self.groups, replace=False):
             members = self._members(rng, pool.distinct(group))
             images.append(pool.pictures("images", group, members))
             latents.append(pool.latents(group, members))
             other = rng.random(members_each) < settings.other_query
             usual, others = (pool.pictures(name, group, members) for name in ("queries", "other_queries"))
-            other = torch.from_numpy(other).view(-1, 1, 1, 1)
-            queries.append(torch.where(other, others, usual))
-            kinds.append((usual, others, other))
+            kinds.append((usual, others, torch.from_numpy(other).view(-1, 1, 1, 1)))
             texts = pool.captions(group)
             captions += [str(rng.choice(texts[member])) for member in members]
-        unique = len(captions)
-        rows = torch.arange(unique).repeat_interleave(settings.repeats)
+        rows = torch.arange(len(captions)).repeat_interleave(settings.repeats)
         # Row 0 of the texts is the null text.
         ids = self.module.model.tokenizer(
             ["", *captions], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ).input_ids
         dropped = torch.rand(rows_total, generator=generator) < settings.text_dropout
         latents = torch.cat(latents)
+        usual, others, other = (torch.cat(parts) for parts in zip(*kinds, strict=True))
         batch = {
             "rows": rows,
             "images": torch.cat(images),
-            "queries": torch.cat(queries).contiguous(memory_format=torch.channels_last),
+            "queries": torch.where(other, others, usual).contiguous(memory_format=torch.channels_last),
             "latents": latents,
             "ids": ids,
             "text": torch.where(dropped, 0, rows + 1),
@@ -156,14 +163,19 @@ class DiffusionStage:
             "noise": torch.randn(rows_total, *latents.shape[1:], generator=generator),
             "levels": noise_levels(rows_total, generator, settings.noise_mean, settings.noise_uniform),
         }
-        if self.module.model.example_encoder is not None:
-            # Drawn last, so that everything else is as without the baseline.
-            examples = draw_examples(unique, members_each, generator)
-            usual, others, other = (torch.cat(parts) for parts in zip(*kinds, strict=True))
-            # The example's query is of the kind that the target's query is of.
-            batch["examples"] = examples
-            batch["example_queries"] = torch.where(other, others[examples], usual[examples])
-        return batch
+        # Drawn last, so that everything else is the same for every kind of model.
+        return batch | self.more(generator, usual, others, other)
+
+    def more(self, generator: torch.Generator, usual: Tensor, others: Tensor, other: Tensor) -> dict[str, Tensor]:
+        """What else a kind of model takes of a batch.
+
+        Args:
+            generator: of the batch.
+            usual: each picture's query, (U, 3, H, W).
+            others: its other query.
+            other: which of the two the batch has, (U, 1, 1, 1).
+        """
+        return {}
 
     def _members(self, rng: np.random.Generator, distinct: int = GROUP_SIZE) -> np.ndarray:
         """Some of a group, all different: runs of one subgroup (see `draw_keys`) in a share of the draws, else any."""
@@ -172,22 +184,15 @@ class DiffusionStage:
             return count * int(rng.integers(GROUP_SIZE // count)) + np.arange(count)
         return rng.choice(distinct, size=count, replace=False)
 
-    def _whole(self) -> ContextDiffusion:
-        """The model with its VAE."""
+    @contextmanager
+    def _whole(self) -> Iterator[ContextDiffusion]:
+        """Within it the model has its VAE."""
         model = self.module.model
-        return ContextDiffusion(
-            model.unet,
-            model.projector,
-            layout_encoder=model.layout_encoder,
-            example_encoder=model.example_encoder,
-            vae=self.vae,
-            text_encoder=model.text_encoder,
-            tokenizer=model.tokenizer,
-            image_encoder=model.image_encoder,
-            schedule=model.schedule,
-            info=model.info,
-            variant=model.variant,
-        )
+        model.vae = self.vae
+        try:
+            yield model
+        finally:
+            model.vae = None
 
     def sample(self) -> Tensor | None:
         """Held-out emoji, plain and in held-out style transforms, under right, wrong and no context.
@@ -196,12 +201,14 @@ class DiffusionStage:
         """
         if self.module.model.schedule["prediction_type"] != "flow":
             return None
-        return preview_grid(self._whole(), self.library)
+        with self._whole() as model:
+            return preview_grid(model, self.library)
 
     def finish(self, out: Path) -> None:
         """Write the whole model in fp16."""
         name = self.settings.info.get("name", "model")
-        save_checkpoint(self._whole(), out / f"{name}.safetensors", dtype=torch.float16)
+        with self._whole() as model:
+            save_checkpoint(model, out / f"{name}.safetensors", dtype=torch.float16)
 
 
 def groups_of_batch(batch_size: int, settings: DiffusionSettings) -> int:

@@ -6,7 +6,6 @@ import torch
 from context_diffusion.checkpoint.native import check_native_limits
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.model.decoupled import decouple
 from context_diffusion.training.begin.attention import attention_of, with_attention
 from context_diffusion.training.begin.first_model import new_layout_encoder, new_unet
 from context_diffusion.training.run.loop import train
@@ -51,13 +50,6 @@ def test_new_attention_changes_nothing_and_is_trained():
 def test_attention_is_not_taken_away(wanted):
     with pytest.raises(ContextDiffusionError, match=r"attention is .* the checkpoint has \[False, True, True\]"):
         with_attention(unet(False, True, True), wanted)
-
-
-def test_decoupled_attention_is_not_lost_on_the_way():
-    old = unet(False, True, True)
-    decouple(old)
-    with pytest.raises(ContextDiffusionError, match="decoupled cross-attention"):
-        with_attention(old, [True, True, True])
 
 
 def test_a_layout_encoder_with_less_attention_is_a_copy_all_the_same():

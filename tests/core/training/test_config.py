@@ -233,57 +233,6 @@ def test_a_base_that_is_none(write, base, words):
         load_config(write(f"base = {base}\n" + GOOD))
 
 
-# What two runs of one budget, or of one model on two budgets, may differ in.
-NAMES = {"info"}
-START = {"pretrained", "pool", "pool_seed"}
-BUDGET = {"seed", "steps", "precision", "processes", "ema_decay", "save_every"}
-
-
-def differing(first: dict, second: dict) -> set[str]:
-    return {name for name in {*first, *second} if first.get(name) != second.get(name)}
-
-
-def run_values(config) -> dict:
-    return {key: value for key, value in vars(config).items() if key not in ("out", "settings")}
-
-
-@pytest.mark.parametrize(
-    ("folder", "others", "own"), [("ablations", 8, {"context_dropout"}), ("prompt-diffusion-128", 2, set())]
-)
-def test_what_is_compared_has_one_budget_and_differs_in_one_line(folder, others, own):
-    """But for the baseline with the dropouts of its own authors, which is three lines more."""
-    configs = Path(__file__).parents[3] / "configs"
-    bundled = load_config(configs / "emoji-only.toml")
-    default = load_config(configs / folder / "default.toml")
-    base = load_config(configs / "text-to-image-128" / "diffusion.toml")
-    assert differing(run_values(default), run_values(bundled)) <= BUDGET
-    assert differing(default.settings, bundled.settings) == NAMES | START | own
-    # All begin with the text to image model, whose episodes they draw from in an order of their own.
-    assert default.settings["pretrained"] == f"{base.out}/{base.settings['info']['name']}.safetensors"
-    assert default.settings["pool"] == f"{base.out}/pool"
-    assert default.settings["pool_seed"] == base.seed != default.seed
-    compared = {path.stem: load_config(path) for path in (configs / folder).glob("*.toml") if path.stem != "default"}
-    assert len(compared) == others
-    for name, config in compared.items():
-        assert run_values(config) == run_values(default), name
-        changed = differing(config.settings, default.settings) - NAMES
-        if name == "own-dropouts":
-            assert changed == {"baseline", "text_dropout", "context_dropout", "query_dropout"}
-        else:
-            assert len(changed) == 1, name
-    every = [base, default, *compared.values()]
-    assert len({(config.out, config.settings["info"]["name"]) for config in every}) == len(every)
-
-
-def test_the_text_to_image_model_is_the_bundled_ones_without_layout_and_context():
-    configs = Path(__file__).parents[3] / "configs"
-    bundled = load_config(configs / "emoji-only.toml")
-    base = load_config(configs / "text-to-image-128" / "diffusion.toml")
-    assert differing(run_values(base), run_values(bundled)) <= BUDGET
-    assert differing(base.settings, bundled.settings) == NAMES | {"layout", "text_dropout", "context_dropout"}
-    assert (base.settings["layout"], base.settings["context_dropout"]) == ("none", 1.0)
-
-
 def test_every_config_of_the_project_is_in_order():
     """Names and values alike: the checks must not refuse what the documents tell to run."""
     for path in sorted((Path(__file__).parents[3] / "configs").rglob("*.toml")):

@@ -24,7 +24,7 @@ from context_diffusion.evaluation.metrics import psnr, rmse
 from context_diffusion.evaluation.protocol import foregrounds, heldout_cases, truths
 from context_diffusion.model.visual_context import clip_preprocess
 from context_diffusion.sampling.flow import FlowSampler
-from context_diffusion.training.begin.first_model import new_model
+from context_diffusion.training.begin.first_model import build_model, new_parts
 from context_diffusion.training.begin.vae import load_vae, new_vae
 from context_diffusion.training.config import load_config, stage_settings
 from context_diffusion.training.stages.clip import CLIPStage
@@ -192,7 +192,8 @@ def test_the_model_comes_nearer_to_the_truth(library, record_testsuite_property)
     trained = load_checkpoint(f"{config.out}/{name}.safetensors").float().eval()
     torch.manual_seed(0)
     settings = stage_settings(config)
-    untrained = new_model(settings, trained.unet.config.in_channels, Path(settings.clip)).eval()
+    parts = new_parts(settings, trained.unet.config.in_channels, Path(settings.clip))
+    untrained = build_model(parts, settings).eval()
     untrained.vae = trained.vae
     cases = heldout_cases(library, seen=28, unseen=0, transforms=0)
     assert all(library.is_heldout(key) for case in cases for key in (case.key, *case.context))

@@ -1,6 +1,8 @@
 """Each ablation against the arithmetic that it claims, and as a checkpoint."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,14 +15,15 @@ from context_diffusion.checkpoint.stored import read_stored
 from context_diffusion.checkpoint.write import save_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.model.context_diffusion import ContextDiffusion
-from context_diffusion.model.variants import Variant
+from context_diffusion.model.reading import Reading
 from context_diffusion.model.visual_context import clip_preprocess
 from context_diffusion.sampling.flow import FlowSampler, SamplingBatch
 from context_diffusion.sampling.pipeline import ContextDiffusionPipeline
-from context_diffusion.training.begin.variants import build_variant, check_variant
+from context_diffusion.training.config import read_table
 from context_diffusion.training.episodes.context import row_contexts
+from research.training import ResearchSettings, build_model, check_start
 
-from ..tiny import TEXT_WIDTH, VISION_WIDTH, tiny_model
+from ..core.tiny import TEXT_WIDTH, VISION_WIDTH, tiny_model
 from .tiny_variants import VARIANTS, tiny_variant
 
 N = 5  # tokens of a context image
@@ -29,7 +32,7 @@ LIMITS = {
     "penultimate": "context_hidden_state",
     "black": "null_context",
     "t2i_adapter": "T2IAdapter",
-    "prompt_diffusion": "Prompt Diffusion",
+    "prompt_diffusion": "example_encoder",
 }
 
 
@@ -51,12 +54,13 @@ def tokens_of(model, images):
 
 
 def test_a_variant_is_known_by_what_it_changes():
-    assert Variant().changes() == {} and Variant.of({}) == Variant()
-    assert Variant.of({"aggregation": "sum"}).changes() == {"aggregation": "sum"}
+    assert Reading().changes == {} and Reading.of({}) == Reading()
+    assert Reading.of({"null_context": "zeros", "aggregation": "mean"}) == Reading()
+    assert Reading.of({"aggregation": "sum"}).changes == {"aggregation": "sum"}
     mistakes = (({"aggregation": "max"}, "mean, sum, concat"), ({"layers": 1}, "layers"), ([1], "not a table"))
     for table, words in mistakes:
         with pytest.raises(ContextDiffusionError, match=words):
-            Variant.of(table)
+            Reading.of(table)
 
 
 # Decoupled cross-attention
@@ -97,7 +101,7 @@ def test_decoupled_with_no_context_is_text_alone(models):
 def test_a_fresh_decoupled_model_starts_from_the_layers_own_projections():
     model = tiny_model()
     parts = {"unet": model.unet, "projector": model.projector, "layout_encoder": model.layout_encoder}
-    model = ContextDiffusion(**build_variant(parts, {"cross_attention": "decoupled"}))
+    model = build_model(parts, ResearchSettings(cross_attention="decoupled"))
     for network in (model.unet, model.layout_encoder):
         layer = network.mid_block.attentions[0].transformer_blocks[0].attn2
         assert torch.equal(layer.processor.to_k.weight, layer.to_k.weight)
@@ -106,9 +110,10 @@ def test_a_fresh_decoupled_model_starts_from_the_layers_own_projections():
 
 def test_a_network_and_its_variant_must_agree(models):
     with pytest.raises(ContextDiffusionError, match="'decoupled' and the UNet's is not"):
-        ContextDiffusion(tiny_model().unet, None, variant=Variant(cross_attention="decoupled"))
-    with pytest.raises(ContextDiffusionError, match="'concatenated' and the UNet's is not"):
-        ContextDiffusion(models["decoupled"].unet, None)
+        ContextDiffusion(tiny_model().unet, None, reading=Reading.of({"cross_attention": "decoupled"}))
+    model = ContextDiffusion(models["decoupled"].unet, None)
+    with pytest.raises(ContextDiffusionError, match="is decoupled and the model's is not"):
+        model.predict(random(2, 4, 8, 8), torch.tensor(1.0), random(2, 82, TEXT_WIDTH))
 
 
 # Layout by an adapter
@@ -203,7 +208,7 @@ def test_samplers_join_as_the_model_was_trained(models, name):
     expected = model.encode_context(images[0])
     assert expected.shape == (1, 3 * N if name == "concat" else N, TEXT_WIDTH)
     sampler, pipe = FlowSampler(model, steps=1), ContextDiffusionPipeline.from_model(model)
-    torch.testing.assert_close(sampler._context(SamplingBatch((1,), context=images), 1), expected)
+    torch.testing.assert_close(model.encode_contexts(images), expected)
     torch.testing.assert_close(pipe.encode_context(list(images[0])), expected)
     mean = model.encode_context(images[0], aggregation="mean")
     torch.testing.assert_close(pipe.encode_context(list(images[0]), aggregation="mean"), mean)
@@ -213,7 +218,7 @@ def test_samplers_join_as_the_model_was_trained(models, name):
 
 def test_a_pipeline_folder_keeps_the_variant(models, tmp_path):
     ContextDiffusionPipeline.from_model(models["sum"]).save_pretrained(tmp_path / "sum")
-    assert ContextDiffusionPipeline.from_pretrained(tmp_path / "sum").variant == Variant(aggregation="sum")
+    assert ContextDiffusionPipeline.from_pretrained(tmp_path / "sum").reading == Reading.of({"aggregation": "sum"})
     # diffusers knows no processors with weights: one line says so, and nothing samples without them.
     ContextDiffusionPipeline.from_model(models["decoupled"]).save_pretrained(tmp_path / "decoupled")
     with pytest.raises(ContextDiffusionError, match="load_checkpoint"):
@@ -259,20 +264,24 @@ def test_the_baseline_takes_no_other_change():
     for choice, words in (
         ({"baseline": "prompt_diffusion", "aggregation": "sum"}, "aggregation"),
         ({"baseline": "prompt_diffusion", "layout": "t2i_adapter"}, "layout"),
+    ):
+        with pytest.raises(ContextDiffusionError, match=words):
+            build_model(parts, ResearchSettings(**choice))
+    for choice, words in (
         ({"baseline": "painter"}, "none, prompt_diffusion"),
         ({"layout": "lora"}, "controlnet, t2i_adapter"),
         ({"null_context": "grey"}, "zeros, black"),
     ):
         with pytest.raises(ContextDiffusionError, match=words):
-            build_variant(parts, choice)
+            read_table(ResearchSettings, "diffusion", choice)
 
 
 def test_a_run_does_not_go_on_from_another_variant(models):
-    check_variant(models["sum"], {"aggregation": "sum", "layout": None})
-    check_variant(models["t2i_adapter"], {"layout": "t2i_adapter", "baseline": "none"})
+    check_start(models["sum"], ResearchSettings(aggregation="sum"))
+    check_start(models["t2i_adapter"], ResearchSettings(layout="t2i_adapter", baseline="none"))
     for name, choices in (("sum", {"aggregation": "mean"}), ("black", {"baseline": "prompt_diffusion"})):
         with pytest.raises(ContextDiffusionError, match="start_from"):
-            check_variant(models[name], choices)
+            check_start(models[name], ResearchSettings(**choices))
 
 
 # Checkpoints
@@ -284,7 +293,8 @@ def test_a_checkpoint_knows_what_it_is(models, name, tmp_path):
     model, path = models[name], tmp_path / "model.safetensors"
     save_checkpoint(model, path)
     loaded = load_checkpoint(path)
-    assert loaded.variant == model.variant and read_metadata(path)["variant"] == model.variant.changes()
+    assert type(loaded) is type(model) and loaded.reading == model.reading
+    assert read_metadata(path)["variant"] == model.reading.changes
     weights = loaded.state_dict()
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
@@ -295,6 +305,24 @@ def test_a_checkpoint_knows_what_it_is(models, name, tmp_path):
     limits = check_native_limits(model)
     assert len(limits) == (name in LIMITS) and LIMITS.get(name, "") in " ".join(limits)
     assert read_stored(path, ()).limits == limits
+
+
+@pytest.mark.parametrize("name", ["decoupled", "penultimate", "black", "t2i_adapter", "prompt_diffusion"])
+def test_without_research_a_file_is_refused_in_a_line_that_names_the_command(models, name, tmp_path):
+    path = save_checkpoint(models[name], tmp_path / "model.safetensors")
+    code = (
+        "from context_diffusion.checkpoint.stored import read_stored\n"
+        "from context_diffusion import ContextDiffusionError, load_checkpoint\n"
+        "import sys\n"
+        "for read in (load_checkpoint, read_stored):\n"
+        "    try:\n"
+        "        read(sys.argv[1])\n"
+        "    except ContextDiffusionError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all(str(path) in line and "`python -m research COMMAND`" in line for line in lines)
 
 
 def test_a_default_file_says_nothing_of_variants(tmp_path):
@@ -312,6 +340,7 @@ def test_a_default_file_says_nothing_of_variants(tmp_path):
         (lambda c: c.update(variant=3), "the variant is 3"),
         (lambda c: c.update(variant={}), "does not hold the tensors|does not know"),
         (lambda c: c["layout_encoder"].update({"class": "VAE"}), "of class 'VAE', not ControlNetModel or T2IAdapter"),
+        (lambda c: c.update(memory={"width": 3}), "a part unknown here, memory"),
     ],
 )
 def test_a_file_of_an_unknown_variant_is_refused(models, change, words, tmp_path):

@@ -15,6 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from context_diffusion.errors import ContextDiffusionError
+
+# Tokens of a text that is not cut in pieces.
+TEXT_TOKENS = 77
+
 
 class DecoupledAttention(nn.Module):
     """The processor of one cross-attention of diffusers, with the weights W'_K and W'_V.
@@ -33,6 +38,11 @@ class DecoupledAttention(nn.Module):
         self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: tuple[Tensor, Tensor], **_: object
     ) -> Tensor:
         """Hidden states (B, P, c) and (h^c, h^V) -> (B, P, c)."""
+        if isinstance(encoder_hidden_states, Tensor):
+            raise ContextDiffusionError(
+                "the UNet's cross-attention is decoupled and the model's is not: load the whole model with "
+                "load_checkpoint"
+            )
         text, context = encoder_hidden_states
         query = _heads(attn.to_q(hidden_states), attn.heads)
         read = _attend(query, attn.to_k(text), attn.to_v(text))
@@ -58,6 +68,24 @@ def is_decoupled(network: nn.Module) -> bool:
     """Whether the cross-attentions of a network have K, V of their own for the context: the first tells."""
     first = next(_cross_attentions(network), None)
     return first is not None and isinstance(first.processor, DecoupledAttention)
+
+
+def check_decoupled(unet: nn.Module) -> None:
+    """Refuse a UNet without such weights.
+
+    Raises:
+        ContextDiffusionError: its cross-attentions are as diffusers made them.
+    """
+    if not is_decoupled(unet):
+        raise ContextDiffusionError(
+            "cross_attention is 'decoupled' and the UNet's is not: load the whole model with load_checkpoint"
+        )
+
+
+def split(y: Tensor, context_tokens: int | None) -> tuple[Tensor, Tensor]:
+    """y = [h^c, h^V] -> the pair (h^c, h^V); without their number, all tokens behind the first 77 are h^V."""
+    text = y.shape[1] - context_tokens if context_tokens else TEXT_TOKENS
+    return y[:, :text], y[:, text:]
 
 
 def _cross_attentions(network: nn.Module) -> Iterator[nn.Module]:

@@ -6,14 +6,18 @@ from safetensors.torch import load_file
 
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.training.begin.attention import attention_of
+from context_diffusion.training.begin.attention import attention_of, with_attention
 from context_diffusion.training.episodes.groups import draw_examples
 from context_diffusion.training.run.loop import train
 from context_diffusion.training.settings import DiffusionSettings
-from context_diffusion.training.stages.diffusion import DiffusionStage
+from research.decoupled import decouple
+from research.prompt_diffusion import PromptDiffusion
+from research.training import ResearchStage
 
-from ..model.tiny_variants import VARIANTS
-from ..tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
+from ..core.tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
+from ..core.training.test_attention import unet
+from ..core.training.test_device import check_step
+from .tiny_variants import VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def loss_now(stage):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_thirty_steps_lower_the_loss(folders, tmp_path, name):
     config = config_of(folders, tmp_path, name, steps=30, learning_rate=3e-3)
-    stage = DiffusionStage(config)
+    stage = ResearchStage(config)
     stage.prepare(0, 1)
     before = loss_now(stage)
     trained = {key for key, value in stage.module.named_parameters() if value.requires_grad}
@@ -58,8 +62,8 @@ def test_thirty_steps_lower_the_loss(folders, tmp_path, name):
     still = [key for key, value in stage.module.named_parameters() if key in trained and torch.equal(value, start[key])]
     assert still == []
     model = load_checkpoint(tmp_path / "tiny.safetensors")
-    assert model.variant == stage.module.model.variant
-    assert (model.example_encoder is None) == (name != "prompt_diffusion")
+    assert model.reading == stage.module.model.reading
+    assert isinstance(model, PromptDiffusion) == (name == "prompt_diffusion")
     assert type(model.layout_encoder) is type(stage.module.model.layout_encoder)
 
 
@@ -68,7 +72,7 @@ def test_a_resumed_run_ends_in_the_same_bits(folders, tmp_path, name):
     for folder, stops in (("whole", (None,)), ("broken", (2, None))):
         for stop in stops:
             config = config_of(folders, tmp_path / folder, name, steps=4, sample_every=4 if folder == "whole" else 0)
-            train(config, DiffusionStage(config), stop_after=stop)
+            train(config, ResearchStage(config), stop_after=stop)
     for file in ("state.safetensors", "tiny.safetensors"):
         one, other = (load_file(tmp_path / folder / file) for folder in ("whole", "broken"))
         assert one.keys() == other.keys()
@@ -84,7 +88,7 @@ def text_to_image(folders, out, **values):
 
 
 def test_text_to_image_reads_the_text_alone(folders, tmp_path):
-    stage = DiffusionStage(text_to_image(folders, tmp_path, steps=3, learning_rate=3e-3))
+    stage = ResearchStage(text_to_image(folders, tmp_path, steps=3, learning_rate=3e-3))
     stage.prepare(0, 1)
     batch, model = stage.batch(900, 0, 1), stage.module.model
     with torch.no_grad():
@@ -104,21 +108,21 @@ def test_text_to_image_reads_the_text_alone(folders, tmp_path):
 @pytest.mark.parametrize("name", ["default", "prompt_diffusion", "decoupled", "t2i_adapter"])
 def test_a_new_model_begins_as_the_pretrained_one(folders, tmp_path, name):
     """ControlNet and example pair begin with zeros: the first predictions are those of text to image."""
-    base = DiffusionStage(text_to_image(folders, tmp_path / "base", steps=3, learning_rate=3e-3, sample_every=3))
+    base = ResearchStage(text_to_image(folders, tmp_path / "base", steps=3, learning_rate=3e-3, sample_every=3))
     base.prepare(0, 1)
     train(base.config, base)
     file = tmp_path / "base" / "tiny.safetensors"
     pretrained = load_checkpoint(file, dtype=torch.float32)
     config = config_of(folders, tmp_path / name, name)
     config.settings["pretrained"] = str(file)
-    stage = DiffusionStage(config)
+    stage = ResearchStage(config)
     stage.prepare(0, 1)
     model, batch = stage.module.model, stage.batch(900, 0, 1)
     for part in ("text_encoder", "image_encoder"):
         if getattr(model, part) is not None:
             own, other = getattr(model, part).state_dict(), getattr(pretrained, part).state_dict()
             assert all(torch.equal(value, other[key]) for key, value in own.items())
-    if model.variant.cross_attention != "decoupled":
+    if name != "decoupled":
         assert all(
             torch.equal(value, model.unet.state_dict()[key]) for key, value in pretrained.unet.state_dict().items()
         )
@@ -144,14 +148,14 @@ def test_a_new_model_begins_as_the_pretrained_one(folders, tmp_path, name):
 
 
 def test_a_kept_layout_makes_the_baseline_begin_as_the_whole_model_without_context(folders, tmp_path):
-    base = DiffusionStage(config_of(folders, tmp_path / "base", "default", steps=3, learning_rate=3e-3))
+    base = ResearchStage(config_of(folders, tmp_path / "base", "default", steps=3, learning_rate=3e-3))
     base.prepare(0, 1)
     train(base.config, base)
     file = tmp_path / "base" / "tiny.safetensors"
     start = load_checkpoint(file, dtype=torch.float32)
     config = config_of(folders, tmp_path / "grown", "prompt_diffusion")
     config.settings.update(pretrained=str(file), keep_layout=True)
-    stage = DiffusionStage(config)
+    stage = ResearchStage(config)
     stage.prepare(0, 1)
     batch = stage.batch(900, 0, 1)
     text = start.text_encoder(batch["ids"]).last_hidden_state[batch["text"]]
@@ -172,37 +176,37 @@ def test_a_layout_is_kept_of_pretrained_alone(folders, tmp_path):
     config = config_of(folders, tmp_path, "prompt_diffusion")
     config.settings["keep_layout"] = True
     with pytest.raises(ContextDiffusionError, match="pretrained, which is not given"):
-        DiffusionStage(config)
+        ResearchStage(config)
 
 
 def test_what_cannot_be_kept_is_named(folders, tmp_path):
-    text = DiffusionStage(text_to_image(folders, tmp_path / "text", steps=1))
-    whole = DiffusionStage(config_of(folders, tmp_path / "whole", "default", steps=1))
+    text = ResearchStage(text_to_image(folders, tmp_path / "text", steps=1))
+    whole = ResearchStage(config_of(folders, tmp_path / "whole", "default", steps=1))
     for stage in (text, whole):
         stage.prepare(0, 1)
         train(stage.config, stage)
     config = config_of(folders, tmp_path / "grown", "prompt_diffusion")
     config.settings.update(pretrained=str(tmp_path / "text" / "tiny.safetensors"), keep_layout=True)
     with pytest.raises(ContextDiffusionError, match="has no ControlNet and keep_layout asks for it"):
-        DiffusionStage(config)
+        ResearchStage(config)
     config.settings["pretrained"] = str(tmp_path / "whole" / "tiny.safetensors")
     own = attention_of(whole.module.model.layout_encoder)
     config.settings["layout_attention"] = [not here for here in own]
     with pytest.raises(ContextDiffusionError, match="leave one of layout_attention and keep_layout out"):
-        DiffusionStage(config)
+        ResearchStage(config)
     config.settings["layout_attention"] = list(own)
-    DiffusionStage(config)
+    ResearchStage(config)
     config = config_of(folders, tmp_path / "adapter", "t2i_adapter")
     config.settings.update(pretrained=str(tmp_path / "whole" / "tiny.safetensors"), keep_layout=True)
     with pytest.raises(ContextDiffusionError, match="layout is 't2i_adapter'"):
-        DiffusionStage(config)
+        ResearchStage(config)
 
 
 def test_pretrained_and_start_from_exclude_each_other(folders, tmp_path):
     config = config_of(folders, tmp_path, "")
     config.settings.update(pretrained="a.safetensors", start_from="b.safetensors")
     with pytest.raises(ContextDiffusionError, match="start_from .* pretrained .* give one"):
-        DiffusionStage(config)
+        ResearchStage(config)
 
 
 def test_an_example_is_another_picture_of_the_group():
@@ -217,7 +221,7 @@ def test_an_example_is_another_picture_of_the_group():
 def test_the_baseline_sees_what_the_model_sees_and_pairs_of_one_kind(folders, tmp_path):
     """The same batch; the example's query is made as the target's is."""
     stages = {
-        name: DiffusionStage(config_of(folders, tmp_path / name, name)) for name in ("default", "prompt_diffusion")
+        name: ResearchStage(config_of(folders, tmp_path / name, name)) for name in ("default", "prompt_diffusion")
     }
     for stage in stages.values():
         stage.prepare(0, 1)
@@ -239,3 +243,25 @@ def test_the_baseline_sees_what_the_model_sees_and_pairs_of_one_kind(folders, tm
         )
         kinds |= set(baseline["queries"].unique().tolist())
     assert kinds == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"null_context": "black"},
+        {"cross_attention": "decoupled"},
+        {"layout": "t2i_adapter"},
+        {"baseline": "prompt_diffusion"},
+    ],
+)
+def test_a_step_is_computed_where_the_weights_are(folders, tmp_path, settings):
+    config = config_of(folders, tmp_path, "")
+    config.settings.update(settings)
+    check_step(ResearchStage(config))
+
+
+def test_decoupled_attention_is_not_lost_on_the_way():
+    old = unet(False, True, True)
+    decouple(old)
+    with pytest.raises(ContextDiffusionError, match="weights of its own kind"):
+        with_attention(old, [True, True, True])

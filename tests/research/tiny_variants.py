@@ -2,10 +2,9 @@
 
 import torch
 
-from context_diffusion.model.context_diffusion import ContextDiffusion
-from context_diffusion.training.begin.variants import build_variant
+from research.training import ResearchSettings, build_model
 
-from ..tiny import tiny_model
+from ..core.tiny import tiny_model
 
 # Name -> the settings of [diffusion] that make it.
 VARIANTS = {
@@ -28,8 +27,8 @@ def tiny_variant(name, seed=0):
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        model = ContextDiffusion(
-            **build_variant({**parts, "schedule": model.schedule, "info": model.info}, VARIANTS[name])
+        model = build_model(
+            {**parts, "schedule": model.schedule, "info": model.info}, ResearchSettings(**VARIANTS[name])
         )
         for key, parameter in model.named_parameters():
             # Copies and zeros would hide what is used in another's place.
