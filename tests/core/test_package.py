@@ -167,8 +167,11 @@ def shell_commands(document):
 
 
 def commands(document):
-    """Every `context-diffusion ...` command of a document's shell code blocks, as words."""
-    return (words[1:] for words in shell_commands(document) if words[0] == "context-diffusion")
+    """Every `context-diffusion ...` command of a document's shell code blocks, or research's, as words."""
+    for words in shell_commands(document):
+        for start in (["context-diffusion"], ["python", "-m", "research"]):
+            if words[: len(start)] == start:
+                yield words[len(start) :]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_commands_of_the_documents_are_understood(document, least, kinds):
         except SystemExit as leaving:
             raise AssertionError(f"context-diffusion {' '.join(words)}") from leaving
         if words[0] == "train" and "$" not in words[1]:
-            assert (ROOT / words[1]).is_file(), words[1]
+            assert any((place / words[1]).is_file() for place in (ROOT, ROOT / "research")), words[1]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
