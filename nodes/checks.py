@@ -16,13 +16,13 @@ _LOWEST, _HIGHEST = -0.5, 1.5
 
 
 def check_present(value: object, name: str, hint: str) -> None:
-    """Refuse an empty socket: loaders give None for a part that their file lacks.
+    """Refuse an empty socket: not connected, or a loader gives None for a part that its file lacks.
 
     Raises:
         ContextDiffusionError: `value` is None.
     """
     if value is None:
-        raise ContextDiffusionError(f"{name} is empty: the loader it comes from has no such part; {hint}")
+        raise ContextDiffusionError(f"{name} is empty: nothing is connected, or its loader has no such part; {hint}")
 
 
 def rgb_images(images: object, name: str) -> Tensor:

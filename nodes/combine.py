@@ -34,18 +34,9 @@ class ContextDiffusionCombine(io.ComfyNode):
                 "redux",
                 "null context",
             ],
+            # The conditionings first and in the order of the outputs: the host bypasses a node by the place of its
+            # sockets. It puts required ones before optional ones, so that none is required.
             inputs=[
-                io.StyleModel.Input(
-                    "style_model",
-                    tooltip="The projector from images to text: STYLE_MODEL of Load Context Diffusion, or Flux Redux.",
-                ),
-                io.ClipVisionOutput.Input(
-                    "visual_context",
-                    optional=True,
-                    tooltip="From Encode Visual Context or Load Visual Context. Not connected: the text alone. A batch "
-                    "from CLIP Vision Encode is laid end to end, as Apply Style Model does; Encode Visual Context "
-                    "averages.",
-                ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
@@ -53,10 +44,29 @@ class ContextDiffusionCombine(io.ComfyNode):
                     "clip encodes, or without clip the negative's text.",
                 ),
                 io.Conditioning.Input(
+                    "context_only",
+                    optional=True,
+                    tooltip="The text of context_only, the branch with the visual context alone. Not connected: the "
+                    "negative's text.",
+                ),
+                io.Conditioning.Input(
                     "negative",
                     optional=True,
                     tooltip="The negative prompt, from CLIP Text Encode. Not connected: an empty text, for which clip "
                     "is needed.",
+                ),
+                io.StyleModel.Input(
+                    "style_model",
+                    optional=True,
+                    tooltip="The projector from images to text: STYLE_MODEL of Load Context Diffusion, or Flux Redux. "
+                    "Always needed.",
+                ),
+                io.ClipVisionOutput.Input(
+                    "visual_context",
+                    optional=True,
+                    tooltip="From Encode Visual Context or Load Visual Context. Not connected: the text alone. A batch "
+                    "from CLIP Vision Encode is laid end to end, as Apply Style Model does; Encode Visual Context "
+                    "averages.",
                 ),
                 io.Clip.Input(
                     "clip",
@@ -76,8 +86,8 @@ class ContextDiffusionCombine(io.ComfyNode):
                 io.Conditioning.Output("positive", tooltip="The prompt with the visual context."),
                 io.Conditioning.Output(
                     "context_only",
-                    tooltip="The negative (or empty) prompt with the visual context: for Context Diffusion Sampler, "
-                    "when its two guidance scales differ.",
+                    tooltip="The visual context without the prompt: for Context Diffusion Sampler, when its two "
+                    "guidance scales differ.",
                 ),
                 io.Conditioning.Output("negative", tooltip="The negative (or empty) prompt without a visual context."),
             ],
@@ -85,7 +95,14 @@ class ContextDiffusionCombine(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, style_model, strength, visual_context=None, positive=None, negative=None, clip=None
+        cls,
+        strength,
+        positive=None,
+        context_only=None,
+        negative=None,
+        style_model=None,
+        visual_context=None,
+        clip=None,
     ) -> io.NodeOutput:
         from .checks import check_present, check_text
         from .fits import check_style_model, check_text_width
@@ -95,24 +112,25 @@ class ContextDiffusionCombine(io.ComfyNode):
         )
         if visual_context is not None:
             check_style_model(style_model, visual_context)
-        positive, negative, sources = _texts(positive, negative, clip, visual_context)
-        for name, text in zip(sources, (positive, negative), strict=True):
-            check_text(text, name)
-            check_text_width(style_model, text, name)
+        texts = _texts(positive, context_only, negative, clip, visual_context)
+        for text, source in texts:
+            check_text(text, source)
+            check_text_width(style_model, text, source)
+        positive, context_only, negative = (text for text, _ in texts)
 
         heard = visual_context is not None and strength != 0
         context = _project(style_model, visual_context, strength) if heard else None
         if not hasattr(getattr(style_model, "model", None), "n_tokens"):
             # Not a projector of ours: what its model was trained with as no context is no context at all.
-            return io.NodeOutput(_append(positive, context), _append(negative, context), negative)
-        positive, negative = _equally_long(positive, negative)
+            return io.NodeOutput(_append(positive, context), _append(context_only, context), negative)
+        positive, context_only, negative = _equally_long(positive, context_only, negative)
         null = _null_context(negative, context.shape[1] if heard else _n_tokens(style_model, visual_context))
         context = context if heard else null
-        return io.NodeOutput(_append(positive, context), _append(negative, context), _append(negative, null))
+        return io.NodeOutput(_append(positive, context), _append(context_only, context), _append(negative, null))
 
 
-def _texts(positive, negative, clip, visual_context):
-    """Positive and negative text, the empty one where none is connected, and the input that each came from."""
+def _texts(positive, context_only, negative, clip, visual_context):
+    """The texts of the three branches, each with the input it came from: the empty one where none is connected."""
     from ..context_diffusion.errors import ContextDiffusionError
 
     if positive is None and visual_context is None:
@@ -125,15 +143,15 @@ def _texts(positive, negative, clip, visual_context):
             "negative is not connected, and neither is clip to encode an empty text for it: connect CLIP of Load "
             "Context Diffusion to clip, or CLIP Text Encode to negative"
         )
-    sources = ["positive", "negative"]
     empty = None
     if clip is not None and (positive is None or negative is None):
         empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    if negative is None:
-        negative, sources[1] = empty, "clip"
+    without = (negative, "negative") if negative is not None else (empty, "clip")
     if positive is None:
-        positive, sources[0] = (negative, sources[1]) if empty is None else (empty, "clip")
-    return positive, negative, sources
+        prompt = without if empty is None else (empty, "clip")
+    else:
+        prompt = (positive, "positive")
+    return prompt, without if context_only is None else (context_only, "context_only"), without
 
 
 def _project(style_model, visual_context, strength):

@@ -8,6 +8,9 @@ from ..context_diffusion.choices import AGGREGATIONS, FITS
 from .category import CATEGORY
 
 _MAX_IMAGES = 16
+# Sockets that are there from the start. A link to one that grew later is lost where the interface pastes the node or
+# unpacks a subgraph: it looks for the socket at its place, where there is a widget's by then.
+_SOCKETS = 8
 # How many images go through the encoder at once: enough to keep it busy, and memory does not grow with k.
 _CHUNK = 8
 # What the host's encoders give for each image, the first always; other nodes read the others.
@@ -51,7 +54,7 @@ class ContextDiffusionEncodeVisualContext(io.ComfyNode):
                 ),
                 io.Autogrow.Input(
                     "images",
-                    template=io.Autogrow.TemplatePrefix(image, prefix="image", min=1, max=_MAX_IMAGES),
+                    template=io.Autogrow.TemplatePrefix(image, prefix="image", min=_SOCKETS, max=_MAX_IMAGES),
                     tooltip="The context images: a new socket appears when the last one is connected.",
                 ),
                 io.String.Input(

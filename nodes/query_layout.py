@@ -30,17 +30,27 @@ class ContextDiffusionApplyQueryLayout(io.ComfyNode):
                 "structure",
                 "edges",
             ],
+            # The conditionings in the order of the outputs: the host bypasses a node by the place of its sockets. It
+            # puts required ones before optional ones, so that what follows context_only is optional too.
             inputs=[
                 io.Conditioning.Input("positive", tooltip="positive of Combine Text and Visual Context."),
-                io.Conditioning.Input("negative", tooltip="negative of Combine Text and Visual Context."),
                 io.Conditioning.Input(
                     "context_only", optional=True, tooltip="context_only of Combine Text and Visual Context."
                 ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="negative of Combine Text and Visual Context. Always needed."
+                ),
                 io.ControlNet.Input(
                     "control_net",
-                    tooltip="The layout encoder: CONTROL_NET of Load Context Diffusion, or a ControlNet for the model.",
+                    optional=True,
+                    tooltip="The layout encoder: CONTROL_NET of Load Context Diffusion, or a ControlNet for the model. "
+                    "Always needed.",
                 ),
-                io.Image.Input("image", tooltip="The query: the image whose layout to follow, or a map of it."),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The query: the image whose layout to follow, or a map of it. Always needed.",
+                ),
                 io.Combo.Input("map", options=list(MAPS), default="soft edge", tooltip=MAP_TOOLTIP),
                 io.Float.Input(
                     "strength",
@@ -90,25 +100,26 @@ class ContextDiffusionApplyQueryLayout(io.ComfyNode):
     def execute(
         cls,
         positive,
-        negative,
-        control_net,
-        image,
         map,
         strength,
         start_percent,
         end_percent,
         context_only=None,
+        negative=None,
+        control_net=None,
+        image=None,
         vae=None,
         map_size=0,
     ) -> io.NodeOutput:
-        from .checks import check_conditioning
+        from .checks import check_conditioning, check_present
         from .fits import check_control_net
 
         branches = {"positive": positive, "context_only": context_only, "negative": negative}
-        connected = {name: branch for name, branch in branches.items() if branch is not None}
+        connected = {name: branch for name, branch in branches.items() if branch is not None or name != "context_only"}
         for name, branch in connected.items():
             check_conditioning(branch, name)
         check_control_net(control_net, connected, vae)
+        check_present(image, "image", "connect the query, with Load Image for example")
         if not map_size and map != "none":
             # Only our layout encoders know it.
             map_size = getattr(getattr(control_net, "control_model", None), "map_size", 0)

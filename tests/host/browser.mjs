@@ -1,13 +1,16 @@
 // What a person does in the interface, in a real browser; `test_browser.py` starts it and judges what it prints.
 //
-//     node browser.mjs TOOLS CHROMIUM URL PACK SCREENSHOTS
+//     node browser.mjs TOOLS CHROMIUM URL PACK SCREENSHOTS GRAPHS IMAGES
 //
-// TOOLS is a folder with node_modules/playwright-core. The last line printed is a JSON object.
+// TOOLS is a folder with node_modules/playwright-core, GRAPHS one with saved graphs, IMAGES how many context images are
+// copied. The last line printed is a JSON object.
 
 import { createRequire } from 'module';
+import fs from 'fs';
 import path from 'path';
+import { copies, prompts } from './browser_sockets.mjs';
 
-const [tools, chromium, url, pack, screenshots] = process.argv.slice(2);
+const [tools, chromium, url, pack, screenshots, graphs, images] = process.argv.slice(2);
 const playwright = createRequire(path.join(tools, 'x.js'))('playwright-core');
 const FLAGS = [
   '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -92,16 +95,17 @@ try {
   found.help = await pictures.evaluateAll((all) => all.map((image) => [image.src, image.naturalWidth]));
   await shot('4-help');
 
-  // What the interface itself would send for every template.
-  found.prompts = await page.evaluate(async ([pack, names]) => {
-    const prompts = {};
-    for (const name of names) {
-      const answer = await fetch(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`);
-      await window.app.loadGraphData(await answer.json());
-      prompts[name] = (await window.app.graphToPrompt()).output;
-    }
-    return prompts;
-  }, [pack, names]);
+  // What the interface itself would send, for every template and for graphs saved before.
+  const templates = {};
+  for (const name of names) {
+    const answer = await fetch(`${url}/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`);
+    templates[name] = await answer.json();
+  }
+  found.prompts = await page.evaluate(prompts, templates);
+  const saved = {};
+  for (const file of fs.readdirSync(graphs)) saved[path.parse(file).name] = JSON.parse(fs.readFileSync(path.join(graphs, file)));
+  found.saved = await page.evaluate(prompts, saved);
+  found.copies = await page.evaluate(copies, Number(images));
 } catch (error) {
   found.error = error.stack;
   await shot('error').catch(() => {});

@@ -82,6 +82,21 @@ def test_parts_that_a_loader_did_not_have(host: Server) -> None:
     fails(host, prompt, layout(prompt, control_net=nothing[2])[0], LAYOUT, "control_net is empty", "connect")
 
 
+@pytest.mark.parametrize("name", ["negative", "control_net", "image"])
+def test_a_layout_with_an_input_not_connected(host: Server, name: str) -> None:
+    prompt = Prompt()
+    node = layout(prompt)
+    del prompt.nodes[node.id]["inputs"][name]
+    fails(host, prompt, node[0], LAYOUT, name, "connect")
+
+
+def test_texts_without_a_style_model(host: Server) -> None:
+    prompt = Prompt()
+    texts = {"positive": text(prompt, 1), "negative": text(prompt, 2)}
+    node = prompt.add("ContextDiffusionCombine", texts, strength=1.0)
+    fails(host, prompt, node[0], COMBINE, "style_model is empty", "nothing is connected", "connect STYLE_MODEL")
+
+
 @pytest.mark.parametrize("redux", [False, True])
 def test_an_image_encoder_of_another_width(host: Server, redux: bool) -> None:
     prompt = Prompt()
@@ -93,7 +108,7 @@ def test_an_image_encoder_of_another_width(host: Server, redux: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("which", ["positive", "negative"])
+@pytest.mark.parametrize("which", ["positive", "context_only", "negative"])
 @pytest.mark.parametrize("with_context", [False, True])
 def test_text_of_another_family(host: Server, which: str, with_context: bool) -> None:
     prompt = Prompt()

@@ -68,6 +68,23 @@ def test_positive_and_context_only_are_apply_style_model(host: Server, strength:
         assert tokens.shape == got["positive"]["0.0"].shape and not tokens[:, 77:].any()
 
 
+@pytest.mark.parametrize("redux", [False, True])
+def test_context_only_may_have_a_text_of_its_own(host: Server, redux: bool) -> None:
+    prompt = Prompt()
+    style = style_model(prompt, 0 if redux else N_TOKENS, redux)
+    context = encode(prompt, clip_vision(prompt, siglip=redux), image(prompt, 1))[0]
+    texts = {"positive": text(prompt, 1), "negative": text(prompt, 2)}
+    own = text(prompt, 3)
+    ours = combine(prompt, style, visual_context=context, context_only=own, **texts)
+    shared = combine(prompt, style, visual_context=context, **texts)
+    got = run(
+        host, prompt, **{f"ours{i}": ours[i] for i in range(3)}, **{f"shared{i}": shared[i] for i in (0, 2)},
+        native=apply_style(prompt, style, own, context)[0],
+    )  # fmt: skip
+    assert same(got["ours1"], got["native"])
+    assert same(got["ours0"], got["shared0"]) and same(got["ours2"], got["shared2"])
+
+
 def test_style_models_of_a_kind_that_nobody_knows(host: Server) -> None:
     prompt = Prompt()
     style = prompt.add("ProbeStyleModel", vision_width=16, text_width=WIDTH, n_tokens=0, redux=False, resampler=True)[0]

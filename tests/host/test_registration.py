@@ -53,6 +53,16 @@ def test_everything_explains_itself(nodes: dict[str, dict]) -> None:
         assert len(tips) == len(node["output"]) and all(tip and tip.endswith(".") for tip in tips), name
 
 
+def test_outputs_stay_where_they_are(nodes: dict[str, dict]) -> None:
+    # Saved graphs name an output by its place.
+    parts = ["MODEL", "CLIP", "VAE", "CLIP_VISION", "STYLE_MODEL", "CONTROL_NET"]
+    assert nodes["ContextDiffusionLoader"]["output_name"] == parts
+    branches = ["positive", "context_only", "negative"]
+    assert nodes["ContextDiffusionCombine"]["output_name"] == branches
+    assert nodes["ContextDiffusionApplyQueryLayout"]["output_name"] == [*branches, "map"]
+    assert nodes["ContextDiffusionEncodeVisualContext"]["output_name"] == ["visual_context", "seen"]
+
+
 def test_every_socket_is_native(nodes: dict[str, dict], host: Server) -> None:
     known = set()
     for name, node in host.get("/object_info").items():

@@ -48,7 +48,7 @@ def to_prompt(graph: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
             raise UnknownNode(f"node {node['id']} is a {kind!r}, which the server does not know")
         inputs = widget_values(node, object_info[kind])
         for socket in node.get("inputs", []):
-            source = _source(links, nodes, socket.get("link"))
+            source = _source(links, nodes, object_info, socket.get("link"))
             if source is not None:
                 inputs[socket["name"]] = source
         prompt.nodes[str(node["id"])] = {"class_type": kind, "inputs": inputs}
@@ -79,19 +79,27 @@ def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 
 def _widgets(info: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, type, options) of the inputs that have a widget, in order."""
-    found = []
+    return [entry for entry in _inputs(info) if _has_widget(*entry)]
+
+
+def _inputs(info: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(name, type, options) of all inputs, in order: the required ones first."""
+    inputs = []
     for part in ("required", "optional"):
         for name in info.get("input_order", {}).get(part, []):
             kind, *rest = info["input"][part][name]
-            options = rest[0] if rest else {}
             # A list of choices in place of a type is the older way to write a COMBO.
-            kind = "COMBO" if isinstance(kind, list) else kind
-            if kind in _WIDGET_TYPES and not options.get("forceInput"):
-                found.append((name, kind, options))
-    return found
+            inputs.append((name, "COMBO" if isinstance(kind, list) else kind, rest[0] if rest else {}))
+    return inputs
 
 
-def _source(links: dict[int, list], nodes: dict[int, dict[str, Any]], link_id: int | None) -> Any:
+def _has_widget(name: str, kind: str, options: dict[str, Any]) -> bool:
+    return kind in _WIDGET_TYPES and not options.get("forceInput")
+
+
+def _source(
+    links: dict[int, list], nodes: dict[int, dict[str, Any]], object_info: dict[str, Any], link_id: int | None
+) -> Any:
     """Where a link really starts: a connection, the value of a primitive, or None for nowhere."""
     while link_id is not None and link_id in links:
         _, node_id, slot, *_ = links[link_id]
@@ -101,7 +109,7 @@ def _source(links: dict[int, list], nodes: dict[int, dict[str, Any]], link_id: i
         if node["type"] == _REROUTE:
             link_id = node["inputs"][0].get("link")
         elif node.get("mode", 0) == _BYPASSED:
-            link_id = _through(node, slot)
+            link_id = _through(node, slot, object_info[node["type"]])
         elif node.get("mode", 0) == _MUTED:
             return None
         else:
@@ -109,10 +117,15 @@ def _source(links: dict[int, list], nodes: dict[int, dict[str, Any]], link_id: i
     return None
 
 
-def _through(node: dict[str, Any], slot: int) -> int | None:
-    """The link that a bypassed node passes on at an output: that of its first input of the same type."""
-    kind = node["outputs"][slot]["type"]
-    inputs = node.get("inputs", [])
-    # The interface looks at the input opposite the output first.
-    candidates = inputs[slot : slot + 1] + inputs
-    return next((socket.get("link") for socket in candidates if socket["type"] == kind), None)
+def _through(node: dict[str, Any], slot: int, info: dict[str, Any]) -> int | None:
+    """The link that a bypassed node passes on at an output.
+
+    It is that of the input opposite the output, else of the first input of the output's type. What counts is the order
+    of the inputs as the server has them now, not as the graph was saved.
+    """
+    sockets = []
+    for name, kind, _ in sorted(_inputs(info), key=lambda entry: _has_widget(*entry)):
+        saved = [socket for socket in node.get("inputs", []) if socket["name"].partition(".")[0] == name]
+        sockets += saved or [{"type": kind}]
+    candidates = sockets[slot : slot + 1] + sockets
+    return next((socket.get("link") for socket in candidates if socket["type"] == info["output"][slot]), None)
