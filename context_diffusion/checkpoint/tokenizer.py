@@ -129,18 +129,6 @@ def tokenizer_from_json(text: str) -> CLIPTokenizer:
     return _build(description)
 
 
-def save_vocabulary_files(tokenizer: CLIPTokenizer, folder: str | Path) -> Path:
-    """Write vocab.json, merges.txt and a config, for `CLIPTokenizer.from_pretrained(folder)`.
-
-    Returns:
-        The folder, made when it was not there.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_files(_describe(tokenizer), folder)
-    return folder
-
-
 def _learn_merges(words: Counter[str]) -> Iterator[tuple[str, str]]:
     """Join the most frequent pair of neighbours in all words, again and again, while one appears twice.
 

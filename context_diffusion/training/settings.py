@@ -14,7 +14,7 @@ from typing import Any
 
 from ..choices import AGGREGATIONS, PRECISIONS
 from ..errors import ContextDiffusionError
-from ..ranges import Range, number, whole_number
+from ..ranges import SHARE, Range, number, whole_number
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ def several(kind: Kind | Range, count: int | None = None) -> Kind:
     )
 
 
-SHARE = number(0, 1)
 TEXT = Kind("a text in quotes", lambda value: isinstance(value, str))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 NAMES = Kind("a table of any names", lambda value: isinstance(value, dict))

@@ -192,5 +192,3 @@ SAME_LAYOUT = {
     "fluent-flat": ("fluent-3d",),
     "fluent-3d": ("fluent-flat",),
 }
-TRAIN_STYLES = tuple(style.name for style in STYLES if not style.heldout)
-HELDOUT_STYLES = tuple(style.name for style in STYLES if style.heldout)

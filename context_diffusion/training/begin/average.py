@@ -6,7 +6,6 @@ lies deeper in it (model soups, arXiv 2203.05482). Models that were trained from
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +15,7 @@ from ...checkpoint.parts import describe_part, present_parts
 from ...checkpoint.tokenizer import tokenizer_to_json
 from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion
+from ...ranges import number
 from .vae import same_latents
 
 
@@ -38,8 +38,8 @@ def average_models(models: Sequence[ContextDiffusion], weights: Sequence[float] 
         raise ContextDiffusionError(f"an average is of two models or more, got {len(models)}")
     shares = _shares(len(models), weights)
     first = models[0]
-    for number, model in enumerate(models[1:], start=2):
-        _check_alike(first, model, number)
+    for place, model in enumerate(models[1:], start=2):
+        _check_alike(first, model, place)
     for name, part in present_parts(first).items():
         if name == "vae":
             continue
@@ -70,12 +70,12 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
     weights = [1.0] * count if weights is None else list(weights)
     if len(weights) != count:
         raise ContextDiffusionError(f"got {len(weights)} weights for {count} models: give one a model")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
+    if not all(weight in number(0) for weight in weights) or not sum(weights):
         raise ContextDiffusionError(f"the weights are {weights}: give numbers from 0 on, not all of them 0")
     return [weight / sum(weights) for weight in weights]
 
 
-def _check_alike(first: ContextDiffusion, other: ContextDiffusion, number: int) -> None:
+def _check_alike(first: ContextDiffusion, other: ContextDiffusion, place: int) -> None:
     parts, others = present_parts(first), present_parts(other)
     differing = [name for name in {**parts, **others} if name not in parts or name not in others]
     differing += [
@@ -92,6 +92,6 @@ def _check_alike(first: ContextDiffusion, other: ContextDiffusion, number: int) 
     differing += [name for name in ("schedule", "reading") if getattr(first, name) != getattr(other, name)]
     if differing:
         raise ContextDiffusionError(
-            f"model {number} differs from model 1 in {', '.join(differing)}: average models that were trained on from "
+            f"model {place} differs from model 1 in {', '.join(differing)}: average models that were trained on from "
             "one checkpoint"
         )

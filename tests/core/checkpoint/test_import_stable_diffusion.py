@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from context_diffusion import ContextDiffusion, ContextDiffusionError, load_checkpoint, save_checkpoint
-from context_diffusion.checkpoint.tokenizer import save_vocabulary_files, train_tokenizer
+from context_diffusion.checkpoint.tokenizer import train_tokenizer
 
 from ..tiny import taesd_vae, text_config, tiny_tokenizer, tiny_unet, tiny_vae, vision_config
 
@@ -39,7 +39,7 @@ def originals(tmp_path_factory):
     )
     clip = CLIPModel(config).eval()
     clip.save_pretrained(folder / "clip", safe_serialization=True)
-    save_vocabulary_files(tokenizer, folder / "clip")
+    tokenizer.save_pretrained(folder / "clip")
     return pipeline, clip, folder
 
 
@@ -149,7 +149,7 @@ def only_pickle(folder, name):
 
 
 def other_tokenizer(clip):
-    save_vocabulary_files(train_tokenizer(["other words other words"], 530), clip)
+    train_tokenizer(["other words other words"], 530).save_pretrained(clip)
 
 
 def wider_text(sd):

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from context_diffusion.checkpoint.tokenizer import (
-    save_vocabulary_files,
     tokenizer_from_json,
     tokenizer_to_json,
     train_tokenizer,
@@ -82,19 +81,6 @@ def test_padding_token_survives(tokenizer):
     again = tokenizer_from_json(tokenizer_to_json(tokenizer))
     again.pad_token = "!"
     assert tokenizer_from_json(tokenizer_to_json(again)).pad_token_id == 0
-
-
-def test_vocabulary_files_load_with_transformers_alone(tokenizer, tmp_path):
-    from transformers import CLIPTokenizer
-
-    folder = save_vocabulary_files(tokenizer, tmp_path / "tokenizer")
-    expected = [tokenizer(each).input_ids for each in TEXTS]
-    loaded = CLIPTokenizer.from_pretrained(folder)
-    assert [loaded(each).input_ids for each in TEXTS] == expected
-    assert loaded.model_max_length == 77
-    # The two files of the vocabulary are enough.
-    (folder / "tokenizer_config.json").unlink()
-    assert [CLIPTokenizer.from_pretrained(folder)(each).input_ids for each in TEXTS] == expected
 
 
 def test_training_is_repeatable():
