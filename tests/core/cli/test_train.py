@@ -82,7 +82,7 @@ def test_exit_code_of_the_one_that_fails_and_no_process_left(tmp_path):
             sys.exit(7)
         time.sleep(600)
     """
-    caller = f"import os, sys; from context_diffusion.cli import launch as m; m._GRACE = 0.5; sys.exit(m.launch({python(code)!r}, 2, dict(os.environ)))"  # noqa: E501
+    caller = f"import os, sys; from context_diffusion.training.run import launch as m; m._GRACE = 0.5; sys.exit(m.launch({python(code)!r}, 2, dict(os.environ)))"  # noqa: E501
     result = subprocess.run([sys.executable, "-c", caller], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (7, "error: rank one has had enough\n")
     wait_for(lambda: not any(alive(int((tmp_path / rank).read_text())) for rank in "01"))
