@@ -225,8 +225,7 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
             raise ContextDiffusionError("strength is 0, expected a number in (0, 1]: 0 gives the image back")
         self._check_output(output_type, image is not None)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        if self.config.schedule:
-            check_scheduler(self.scheduler, self.config.schedule["prediction_type"])
+        check_scheduler(self.scheduler, (self.config.schedule or {}).get("prediction_type"))
         if context_embeds is not None:
             if context_images is not None:
                 raise ContextDiffusionError("got both context_images and context_embeds: give one of them")

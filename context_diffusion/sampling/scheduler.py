@@ -14,6 +14,34 @@ from ..model.context_diffusion import DEFAULT_SCHEDULE, PREDICTION_TYPES
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+# diffusers' schedulers whose exact predictions lead to the clean latents: for a flow, for a diffusion, and for either
+# (for a flow with `use_flow_sigmas`).
+_FLOW = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "FlowMapEulerDiscreteScheduler",
+)
+_DIFFUSION = (
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+)
+_BOTH = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler")
+
 
 def make_scheduler(schedule: dict | None = None) -> SchedulerMixin:
     """The sampler a model runs with unless the user swaps it: `lcm` for rectified flow, DDIM otherwise.
@@ -56,38 +84,45 @@ def make_scheduler(schedule: dict | None = None) -> SchedulerMixin:
     )
 
 
-def prediction_type_of(scheduler: SchedulerMixin) -> str | None:
-    """What a scheduler takes the UNet's output for: one of `PREDICTION_TYPES`, or None if it does not say."""
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        return "flow"
-    prediction_type = scheduler.config.get("prediction_type")
-    return "flow" if prediction_type == "flow_prediction" else prediction_type
+def check_scheduler(scheduler: SchedulerMixin, prediction_type: str | None) -> None:
+    """Refuse a scheduler that fits in nothing here, or reads the UNet's output as something else.
 
-
-def check_scheduler(scheduler: SchedulerMixin, prediction_type: str) -> None:
-    """Refuse a scheduler that reads the UNet's output as something else: it would sample noise in silence.
+    Others have steps of another kind (consistency, inversion, video, tokens), sigmas of their own, or such that stop
+    short of 0: they would sample noise in silence.
 
     Args:
         scheduler: any diffusers scheduler.
-        prediction_type: what the model predicts.
+        prediction_type: what the model predicts; None for a model that does not say.
 
     Raises:
-        ContextDiffusionError: the two differ, or a flow scheduler runs on the sigmas of a diffusion.
+        ContextDiffusionError: it is none of those that fit, nor made of one, or it is set up for something else.
     """
-    name, got = type(scheduler).__name__, prediction_type_of(scheduler)
-    flow = prediction_type == "flow"
-    diffusion_sigmas = scheduler.config.get("use_flow_sigmas") is False
-    if got in (None, prediction_type) and not (flow and diffusion_sigmas):
+    name, flow = type(scheduler).__name__, prediction_type == "flow"
+    fitting = _BOTH if flow else (*_DIFFUSION, *_BOTH)
+    if flow or prediction_type is None:
+        fitting = (*_FLOW, *fitting)
+    if not _is_one_of(scheduler, fitting):
+        kind = f"predicts {prediction_type!r}" if prediction_type else "does not say what it predicts"
+        raise ContextDiffusionError(f"{name} fits no model that {kind}: use {', '.join(fitting[:-1])} or {fitting[-1]}")
+    if _is_one_of(scheduler, _FLOW):
         return
-    if flow and "use_flow_sigmas" not in scheduler.config:
-        advice = "use a FlowMatch scheduler, or one that has use_flow_sigmas"
-    else:
-        options = "prediction_type='flow_prediction', use_flow_sigmas=True" if flow else f"{prediction_type=}"
-        advice = f"make it with {name}.from_config(pipe.scheduler.config, {options})"
-    raise ContextDiffusionError(
-        f"{name} is set up for {got!r} but the model predicts {prediction_type!r} "
-        f"{'(rectified flow)' if flow else '(diffusion)'}: {advice}"
-    )
+    # A run that begins in the middle would miss the first steps of PNDM's kind.
+    wanted = {"skip_prk_steps": True}
+    if prediction_type is not None:
+        wanted |= {"prediction_type": "flow_prediction" if flow else prediction_type, "use_flow_sigmas": flow}
+    wrong = {option: value for option, value in wanted.items() if scheduler.config.get(option, value) != value}
+    if wrong:
+        got, settings = (
+            ", ".join(f"{option}={settings[option]!r}" for option in wrong) for settings in (scheduler.config, wanted)
+        )
+        raise ContextDiffusionError(
+            f"{name} has {got}, which does not fit a model that predicts {prediction_type!r}: "
+            f"make it with {name}.from_config(pipe.scheduler.config, {settings})"
+        )
+
+
+def _is_one_of(scheduler: SchedulerMixin, names: tuple[str, ...]) -> bool:
+    return any(each.__name__ in names for each in type(scheduler).__mro__)
 
 
 def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device, strength: float = 1.0) -> torch.Tensor:
@@ -106,7 +141,7 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device, s
         ContextDiffusionError: more steps than the schedule has.
     """
     trained = scheduler.config.get("num_train_timesteps")
-    flow = prediction_type_of(scheduler) == "flow"
+    flow = _is_one_of(scheduler, _FLOW) or scheduler.config.get("use_flow_sigmas")
     if trained and steps > trained and not flow:
         raise ContextDiffusionError(f"num_inference_steps is {steps}, but the schedule has {trained}: ask for fewer")
     accepted = inspect.signature(scheduler.set_timesteps).parameters

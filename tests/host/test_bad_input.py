@@ -53,9 +53,9 @@ def test_images(host: Server, kind: str) -> None:
     [
         ("1", ["1 numbers", "2 inputs", "image0, image1"]),
         ("1, x", ["'1, x'", "one number an input"]),
-        ("1, -1", ["not negative"]),
+        ("1, -1", ["-1.0", "a number from 0 to 1000"]),
         ("0, 0", ["not all zero"]),
-        ("1, nan", ["finite"]),
+        ("1, nan", ["nan", "a number from 0 to 1000"]),
     ],
 )
 def test_weights(host: Server, weights: str, words: list[str]) -> None:

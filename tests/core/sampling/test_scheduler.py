@@ -1,8 +1,12 @@
 """Schedulers with an oracle in the UNet's place: whatever the steps, the clean latents must come out."""
 
+from contextlib import suppress
+
 import diffusers
 import pytest
 import torch
+from diffusers import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.sampling.scheduler import make_scheduler
@@ -10,7 +14,9 @@ from context_diffusion.sampling.scheduler import make_scheduler
 from ..tiny_pipeline import make_pipe, picture, run, seeded
 
 DIFFUSION = [
+    "DDIMParallelScheduler",
     "DDIMScheduler",
+    "DDPMParallelScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
@@ -18,16 +24,25 @@ DIFFUSION = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
 ]
-# DEISMultistepScheduler can be set up for a flow, but its sigmas stop short of 0 there.
+# DEISMultistepScheduler and SASolverScheduler can be set up for a flow, but their sigmas stop short of 0 there.
 FLOW = [
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "FlowMapEulerDiscreteScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "UniPCMultistepScheduler",
 ]
+FLOW = [name for name in FLOW if hasattr(diffusers, name)]  # the earliest release has no flow maps
 CLEAN = torch.randn(1, 4, 8, 8, generator=seeded(7))
 
 
@@ -59,7 +74,7 @@ def oracle(prediction_type):
 def sample(name, prediction_type, **changes):
     pipe = make_pipe(prediction_type=prediction_type)
     options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-    own = name.startswith("FlowMatch") or prediction_type != "flow"
+    own = name.startswith("Flow") or prediction_type != "flow"
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **({} if own else options))
     pipe.unet.forward = oracle(prediction_type)
     return [run(pipe, query_map=None, num_inference_steps=10, **changes) for _ in range(2)]
@@ -115,14 +130,20 @@ def test_eta_makes_ddim_stochastic():
 @pytest.mark.parametrize(
     "prediction_type, scheduler, message",
     [
-        ("flow", diffusers.DDIMScheduler(), "DDIMScheduler.*'epsilon'.*'flow'.*use a FlowMatch"),
+        (
+            "flow",
+            diffusers.DDIMScheduler(),
+            "DDIMScheduler fits no .*'flow': use FlowMatchEuler.* or ",
+        ),
         ("flow", diffusers.UniPCMultistepScheduler(), "'flow_prediction', use_flow_sigmas=True"),
         (
             "flow",
             diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"),
             "use_flow_sigmas=True",
         ),
-        ("epsilon", diffusers.FlowMatchEulerDiscreteScheduler(), "'flow'.*'epsilon'"),
+        ("epsilon", diffusers.UniPCMultistepScheduler(use_flow_sigmas=True), "'epsilon'.*use_flow_sigmas=False"),
+        ("epsilon", diffusers.FlowMatchEulerDiscreteScheduler(), "FlowMatchEuler.*'epsilon': use DDIMScheduler, "),
+        ("epsilon", diffusers.PNDMScheduler(), "skip_prk_steps=False.*from_config.*skip_prk_steps=True"),
         ("v_prediction", diffusers.EulerDiscreteScheduler(), "prediction_type='v_prediction'"),
     ],
 )
@@ -131,3 +152,46 @@ def test_a_scheduler_that_does_not_fit_is_refused(prediction_type, scheduler, me
     pipe.scheduler = scheduler
     with pytest.raises(ContextDiffusionError, match=message):
         run(pipe)
+
+
+def every_scheduler():
+    """All classes of diffusers' that are there without further packages."""
+    classes = [getattr(diffusers, name) for name in dir(diffusers) if "Scheduler" in name]
+    return [each for each in classes if isinstance(each, type) and {SchedulerMixin, ConfigMixin} <= set(each.__mro__)]
+
+
+def made(scheduler, config):
+    """For a diffusion as the model's own scheduler says, or else as it comes."""
+    for make in (lambda: scheduler.from_config(config, skip_prk_steps=True), scheduler):
+        with suppress(TypeError, ValueError):
+            return make()
+    empty = scheduler.__new__(scheduler)  # it wants what only models of its kind have
+    empty.register_to_config()
+    return empty
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow", None])
+def test_every_other_scheduler_is_refused_by_name(prediction_type):
+    """Each of diffusers' classes, those to come too, leads to the clean latents or is refused."""
+    kind = prediction_type or "epsilon"
+    pipe = make_pipe(prediction_type=kind)
+    if prediction_type is None:
+        pipe.register_to_config(schedule=None)
+    own = pipe.scheduler.config
+    pipe.unet.forward = oracle(kind)
+    fitting = set()
+    for scheduler in every_scheduler():
+        pipe.scheduler = made(scheduler, own)
+        name = scheduler.__name__
+        if kind == "flow" and "use_flow_sigmas" in pipe.scheduler.config:
+            pipe.scheduler = scheduler.from_config(own, use_flow_sigmas=True, prediction_type="flow_prediction")
+        try:
+            latents = run(pipe, query_map=None, num_inference_steps=10)
+        except ContextDiffusionError as error:
+            assert name in str(error) and "\n" not in str(error)
+        else:
+            fitting.add(name)
+            if prediction_type or not name.startswith("Flow"):
+                torch.testing.assert_close(latents, CLEAN, rtol=0, atol=0.15)
+    assert fitting >= set({"epsilon": DIFFUSION, "flow": FLOW, None: DIFFUSION + FLOW}[prediction_type])
+    assert "IPNDMScheduler" not in fitting and len(every_scheduler()) > 40
