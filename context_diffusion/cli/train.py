@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..ranges import whole_number
+from ..training.config import OPTIONS, add_options, load_config
 from .parser import new_command
 
 _EPILOG = """\
@@ -18,9 +18,6 @@ Watch it with `tensorboard --logdir OUT/logs`; grids of samples are in OUT/sampl
 
 # The module of one training process; research/ has its own.
 PROCESS = "context_diffusion.training"
-
-# Options that replace values of the config and are passed on to every process.
-_PASSED_ON = ("steps", "out", "data", "seed", "processes", "threads", "precision", "stop_after")
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -34,26 +31,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.toml", help="such as configs/emoji-128/1-vae.toml")
-    parser.add_argument(
-        "--processes",
-        type=whole_number(1),
-        metavar="N",
-        help="batches a step, one a process where there are CPUs or GPUs for it; their gradients are averaged",
-    )
-    parser.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads of each process")
-    parser.add_argument(
-        "--precision",
-        metavar="NAME",
-        help="fp32, bf16 (autocast), or bf16_matmul: linear and convolution layers alone in bf16, "
-        "the fast one on a CPU with bf16 instructions",
-    )
-    parser.add_argument("--steps", type=whole_number(1), metavar="N", help="optimizer steps in all")
-    parser.add_argument(
-        "--stop-after", type=whole_number(1), metavar="N", help="leave after this step, with the state saved"
-    )
-    parser.add_argument("--data", metavar="DIR", help="what `context-diffusion data` made")
-    parser.add_argument("--out", metavar="DIR", help="weights, state, logs and samples go here")
-    parser.add_argument("--seed", type=whole_number(0), metavar="N", help="of weights, batches and noise")
+    add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,16 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
         if find_spec(name) is None:
             # Found out here, where it is one line, and not in every process.
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    from ..training.config import load_config
     from ..training.run.launch import launch
     from ..training.run.placement import started_processes
     from .outputs import check_writable
 
-    overrides = {name: getattr(arguments, name) for name in _PASSED_ON if name != "stop_after"}
+    overrides = {name: getattr(arguments, name) for name in OPTIONS}
     config = load_config(arguments.config, overrides)
     check_writable(Path(config.out) / "state.safetensors")
     command = [sys.executable, "-m", PROCESS, str(arguments.config)]
-    for name in _PASSED_ON:
+    for name in (*OPTIONS, "stop_after"):
         value = getattr(arguments, name)
         if value is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]

@@ -8,7 +8,7 @@ import logging
 import sys
 
 from ..failures import report
-from .config import RunConfig, load_config
+from .config import RunConfig, add_options, load_config
 from .run.launch import end_with_launcher
 from .run.loop import train
 
@@ -33,14 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m context_diffusion.training", description=__doc__)
     parser.add_argument("config")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--out")
-    parser.add_argument("--data")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--precision")
-    parser.add_argument("--stop-after", type=int, help="leave after this step, with the state saved")
+    add_options(parser)
     arguments = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     end_with_launcher()

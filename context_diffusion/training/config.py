@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import sys
 from dataclasses import Field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ContextDiffusionError
-from ..ranges import Range
+from ..ranges import Range, whole_number
 from .settings import SETTINGS, RunConfig, is_needed, table_fields
 
 if sys.version_info >= (3, 11):
@@ -17,9 +18,24 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["RunConfig", "load_config", "read_table", "stage_settings"]
+__all__ = ["OPTIONS", "RunConfig", "add_options", "load_config", "read_table", "stage_settings"]
 
 Table = TypeVar("Table")
+
+# Settings of [run] that options of the command line replace.
+OPTIONS = ("data", "out", "steps", "precision", "seed", "processes", "threads")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`OPTIONS`, and --stop-after."""
+    for item in table_fields(RunConfig):
+        if item.name in OPTIONS:
+            takes = item.metadata["takes"]
+            kind, metavar = (takes, "N") if isinstance(takes, Range) else (str, item.name.upper())
+            parser.add_argument(f"--{item.name}", type=kind, metavar=metavar, help=item.metadata["help"])
+    parser.add_argument(
+        "--stop-after", type=whole_number(1), metavar="N", help="leave after this step, with the state saved"
+    )
 
 
 def load_config(path: str | Path, overrides: dict | None = None) -> RunConfig:

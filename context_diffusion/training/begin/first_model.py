@@ -140,8 +140,8 @@ def new_parts(settings: DiffusionSettings, latent_channels: int, clip: Path) -> 
     except OSError as error:
         raise ContextDiffusionError(f"[diffusion] clip = {str(clip)!r}: run the clip stage first ({error})") from error
     unet = new_unet(settings, latent_channels, text_encoder.config.hidden_size)
-    schedule = {"prediction_type": settings.prediction_type}
-    return _around(settings, unet, text_encoder, tokenizer, image_encoder, schedule)
+    encoders = {"text_encoder": text_encoder, "tokenizer": tokenizer, "image_encoder": image_encoder}
+    return {**_around(unet, encoders, settings), "schedule": {"prediction_type": settings.prediction_type}}
 
 
 def _around_pretrained(settings: DiffusionSettings) -> dict[str, Any]:
@@ -159,8 +159,8 @@ def _around_pretrained(settings: DiffusionSettings) -> dict[str, Any]:
         )
     kept = _kept_layout(settings, start) if settings.keep_layout else None
     unet = with_attention(start.unet, settings.attention or attention_of(start.unet))
-    encoders = (start.text_encoder, start.tokenizer, start.image_encoder)
-    return {**_around(settings, unet, *encoders, start.schedule, kept), "vae": start.vae}
+    encoders = {name: getattr(start, name) for name in ("text_encoder", "tokenizer", "image_encoder")}
+    return {**_around(unet, encoders, settings, kept), "schedule": start.schedule, "vae": start.vae}
 
 
 def _kept_layout(settings: DiffusionSettings, start: ContextDiffusion) -> nn.Module:
@@ -180,24 +180,16 @@ def _kept_layout(settings: DiffusionSettings, start: ContextDiffusion) -> nn.Mod
 
 
 def _around(
-    settings: DiffusionSettings,
-    unet: nn.Module,
-    text_encoder: nn.Module,
-    tokenizer: object,
-    image_encoder: nn.Module,
-    schedule: dict,
-    layout_encoder: nn.Module | None = None,
+    unet: nn.Module, encoders: dict[str, Any], settings: DiffusionSettings, layout_encoder: nn.Module | None = None
 ) -> dict[str, Any]:
     """The parts of a model with a new projector and, unless there is one, a new layout encoder."""
+    widths = (encoders[name].config.hidden_size for name in ("image_encoder", "text_encoder"))
     return {
         "unet": unet,
-        "projector": ContextProjector(image_encoder.config.hidden_size, text_encoder.config.hidden_size),
+        "projector": ContextProjector(*widths),
         "layout_encoder": layout_encoder or new_layout_encoder(unet, settings.layout_attention),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
-        "image_encoder": image_encoder,
-        "schedule": schedule,
         "info": settings.info,
+        **encoders,
     }
 
 

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -182,23 +183,21 @@ def _pin(rank: int, world: int, threads: int) -> None:
         os.sched_setaffinity(0, cores[rank * threads : (rank + 1) * threads])
 
 
-class _averaged:
+@contextmanager
+def _averaged(trained: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> Iterator[None]:
     """Within it the module holds the averaged weights."""
+    kept = {name: value.detach().clone() for name, value in trained.items()}
+    try:
+        _put(trained, ema)
+        yield
+    finally:
+        _put(trained, kept)
 
-    def __init__(self, trained: dict[str, nn.Parameter], ema: dict[str, Tensor]) -> None:
-        self.trained, self.ema = trained, ema
 
-    def __enter__(self) -> None:
-        self.kept = {name: value.detach().clone() for name, value in self.trained.items()}
-        self._put(self.ema)
-
-    def __exit__(self, *exception: object) -> None:
-        self._put(self.kept)
-
-    @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
-        for name, value in self.trained.items():
-            value.copy_(values[name])
+@torch.no_grad()
+def _put(trained: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, value in trained.items():
+        value.copy_(values[name])
 
 
 def _sample(stage: Stage, trained: dict, ema: dict, out: Path, step: int) -> None:
