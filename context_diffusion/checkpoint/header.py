@@ -1,73 +1,209 @@
-"""The header of a .safetensors file: what it holds, read without a tensor, and what is wrong with it."""
+"""A .safetensors file: its header, what is wrong with it, and its tensors by plain reads.
+
+The library maps the file into memory: where another program cuts it short meanwhile, that ends the process.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from ..errors import ContextDiffusionError
+import torch
+from torch import Tensor
 
-# The format's own limit.
-_LARGEST_HEADER = 100_000_000
+from ..errors import ContextDiffusionError, brief
+from ..files import open_regular, parse_json
+
+# SAFETENSORS' own names of what a weight may be.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CHECKSUM_KEY = "context_diffusion.checksum"
+
+# A model with CLIP's whole vocabulary and thousands of tensors has two million bytes.
+_LARGEST_HEADER = 16 * 2**20
+_MOST_AXES = 8
+# What the checksum of our own metadata is filed under; no tensor has an empty name.
+_OWN_METADATA = ""
+_OWN_PREFIX = "context_diffusion."
 
 
 class TensorEntry(NamedTuple):
-    """One tensor of the file: dtype as safetensors writes it ("F16"), and shape."""
+    """One tensor of the file: dtype as safetensors writes it ("F16"), shape, and its bytes behind the header."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    stop: int
 
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
 
 
-class Header(NamedTuple):
-    """Metadata, tensors by name, and the file's size in bytes."""
+class TensorFile:
+    """An opened .safetensors file, see `open_tensors`.
 
-    metadata: dict[str, str]
-    tensors: dict[str, TensorEntry]
-    size: int
-
-
-def read_header(path: str | Path) -> Header:
-    """Read and check the header of a .safetensors file. Pickles are recognised and never opened.
-
-    Raises:
-        ContextDiffusionError: the file is missing, a folder, empty, truncated, a pickle or something else.
+    Attributes:
+        path: the file.
+        metadata: texts by name, without the checksum.
+        tensors: what is in it, by name.
+        size: in bytes.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ContextDiffusionError(f"{path} is a folder: give a .safetensors file")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            text = file.read(length) if len(start) == 8 and length <= min(_LARGEST_HEADER, size - 8) else b""
-            peek = start + (text or file.read(64))[:64]
-    except FileNotFoundError as error:
-        raise ContextDiffusionError(f"{path} does not exist: give a .safetensors file") from error
-    except OSError as error:
-        raise ContextDiffusionError(f"{path} cannot be read: {error.strerror or error}") from error
-    if size == 0:
-        raise ContextDiffusionError(f"{path} is empty (0 bytes): copy or save it again")
-    _refuse_foreign(path, peek)
-    if not text:
-        if len(start) == 8 and size - 8 < length <= _LARGEST_HEADER and peek[8:9] in (b"{", b""):
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._file = path, file
+        self._state = os.fstat(file.fileno())
+        self.size = self._state.st_size
+        text = self._header()
+        self._data = 8 + len(text)
+        self.metadata, self.tensors = _parse(path, text, self.size - self._data)
+        self._checksums = _parse_checksums(path, self.metadata.pop(CHECKSUM_KEY, None))
+        groups = {_group(name) for name in self.tensors} | {_OWN_METADATA}
+        self._compare(_OWN_METADATA, _metadata_checksum(self.metadata))
+        if self._checksums and groups != set(self._checksums):
+            raise self._damaged("its tensors are not those that were saved")
+
+    def read(self, group: str) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a group, one at a time, as (name, CPU tensor in memory of its own).
+
+        Args:
+            group: the first word of the names, up to a dot. Read all of it: what is checked as a whole is
+                known to be sound behind the last one.
+
+        Raises:
+            ContextDiffusionError: a dtype that no weight has, values that are not finite, a file that is
+                damaged or is written to.
+        """
+        checksum = 0
+        for name in sorted(name for name in self.tensors if _group(name) == group):
+            tensor = self._read(name)
+            checksum = _add(checksum, name, tensor)
+            yield name, tensor
+        self._compare(group, checksum)
+        state = os.fstat(self._file.fileno())
+        if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
+            raise ContextDiffusionError(f"{self.path} was written to while it was read: try again")
+
+    def check_dtypes(self, names: Iterable[str] | None = None) -> None:
+        """Refuse tensors that are no weights, before any is read.
+
+        Args:
+            names: of the tensors; all when None.
+
+        Raises:
+            ContextDiffusionError: naming the first.
+        """
+        for name in self.tensors if names is None else names:
+            dtype = self.tensors[name].dtype
+            if dtype not in DTYPES:
+                raise ContextDiffusionError(
+                    f"{self.path}: {name} has dtype {brief(dtype)}: save it with {', '.join(DTYPES)}"
+                )
+
+    def _header(self) -> bytes:
+        """The header's text, of a file that may be anything."""
+        path, size = self.path, self.size
+        if size == 0:
+            raise ContextDiffusionError(f"{path} is empty (0 bytes): copy or save it again")
+        start = self._bytes(0, 8) if size >= 8 else b""
+        length = int.from_bytes(start, "little")
+        peek = self._bytes(0, min(size, 72))
+        _refuse_foreign(path, peek)
+        looks_right = bool(start) and peek[8:9] in (b"{", b"")
+        if looks_right and length > _LARGEST_HEADER:
+            raise ContextDiffusionError(
+                f"{path} has a header of {length} bytes, more than {_LARGEST_HEADER}: it is damaged or no model"
+            )
+        if looks_right and size - 8 < length:
             raise ContextDiffusionError(
                 f"{path} is truncated: {size} bytes, and its header alone has {length}; copy or save it again"
             )
-        raise ContextDiffusionError(f"{path} is not a .safetensors file (it starts with {peek[:8]!r})")
-    metadata, tensors, end = _parse(path, text)
-    expected = 8 + length + end
-    if size < expected:
-        raise ContextDiffusionError(f"{path} is truncated: {size} of {expected} bytes; copy or save it again")
-    if size > expected:
-        raise ContextDiffusionError(f"{path} has {size} bytes where its header says {expected}: save it again")
-    return Header(metadata, tensors, size)
+        if not start or not 0 < length <= min(_LARGEST_HEADER, size - 8):
+            raise ContextDiffusionError(f"{path} is not a .safetensors file (it starts with {peek[:8]!r})")
+        return self._bytes(8, length)
+
+    def _read(self, name: str) -> Tensor:
+        self.check_dtypes([name])
+        entry = self.tensors[name]
+        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="cpu")
+        self._fill(self._data + entry.start, _bytes_of(tensor))
+        if not torch.isfinite(tensor).all():
+            raise ContextDiffusionError(f"{self.path}: {name} holds NaN or infinite values, it cannot be used")
+        return tensor
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        buffer = bytearray(length)
+        self._fill(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def _fill(self, offset: int, buffer: memoryview) -> None:
+        try:
+            self._file.seek(offset)
+            count = self._file.readinto(buffer)
+        except OSError as error:
+            raise ContextDiffusionError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        if count != len(buffer):
+            raise ContextDiffusionError(f"{self.path} was cut short while it was read: copy or save it again")
+
+    def _compare(self, group: str, checksum: int) -> None:
+        if self._checksums and self._checksums.get(group) != checksum:
+            raise self._damaged(f"its {group or 'description'} is not what was saved")
+
+    def _damaged(self, reason: str) -> ContextDiffusionError:
+        return ContextDiffusionError(
+            f"{self.path} is damaged: {reason} (its checksum differs); copy or save it again. Who changes a file on "
+            f"purpose takes {CHECKSUM_KEY} out of its metadata"
+        )
+
+
+@contextmanager
+def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
+    """Open a .safetensors file and check its header, once. Pickles are recognised and never opened.
+
+    Raises:
+        ContextDiffusionError: the file is missing, no regular file, empty, truncated, a pickle or something else; or
+            it carries a checksum and its metadata or names are not what was saved.
+    """
+    with open_regular(path, "a .safetensors file") as file:
+        yield TensorFile(Path(path), file)
+
+
+def checksums(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """What a file is to carry as `CHECKSUM_KEY`: CRC-32 of our own metadata and of each group of tensors, as JSON.
+
+    Other metadata (the title, the author) may be edited by others.
+
+    Args:
+        metadata: of the file.
+        tensors: contiguous, on the CPU.
+    """
+    values = {_OWN_METADATA: _metadata_checksum(metadata)}
+    for name in sorted(tensors):
+        values[_group(name)] = _add(values.get(_group(name), 0), name, tensors[name])
+    return json.dumps(values)
+
+
+def _group(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _metadata_checksum(metadata: Mapping[str, str]) -> int:
+    own = sorted((key, text) for key, text in metadata.items() if key.startswith(_OWN_PREFIX) and key != CHECKSUM_KEY)
+    return zlib.crc32(json.dumps(own).encode())
+
+
+def _add(checksum: int, name: str, tensor: Tensor) -> int:
+    described = f"{name} {tensor.dtype} {list(tensor.shape)}"
+    return zlib.crc32(_bytes_of(tensor), zlib.crc32(described.encode(), checksum))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def _refuse_foreign(path: Path, start: bytes) -> None:
@@ -75,10 +211,9 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
     pickle = "only .safetensors files are opened, since opening a pickle can run any code: convert it first"
     if start[:4] == b"PK\x03\x04":
         raise ContextDiffusionError(f"{path} is a zip archive, as PyTorch writes pickles (.pt, .ckpt, .bin): {pickle}")
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        # A header of 0x..80 bytes has the same two bytes, and "{" after the length.
-        if start[8:9] != b"{":
-            raise ContextDiffusionError(f"{path} is a pickle (.pt, .ckpt, .bin): {pickle}")
+    # A header of 0x..80 bytes has the same two bytes, and "{" after the length.
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[8:9] != b"{":
+        raise ContextDiffusionError(f"{path} is a pickle (.pt, .ckpt, .bin): {pickle}")
     if start.startswith(b"version https://git-lfs"):
         raise ContextDiffusionError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
     if start.startswith(b"GGUF"):
@@ -87,17 +222,49 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
         raise ContextDiffusionError(f"{path} is a web page, not the file itself: download it again")
 
 
-def _parse(path: Path, text: bytes) -> tuple[dict[str, str], dict[str, TensorEntry], int]:
+def _parse(path: Path, text: bytes, size: int) -> tuple[dict[str, str], dict[str, TensorEntry]]:
+    """Metadata and tensors of a header over `size` bytes of data."""
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         metadata = header.pop("__metadata__", {})
-        tensors, end = {}, 0
-        for name, entry in header.items():
-            tensors[name] = TensorEntry(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
-            end = max(end, int(entry["data_offsets"][1]))
+        tensors = {name: _entry(entry) for name, entry in header.items()}
         strings = all(isinstance(value, str) for value in metadata.values())
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise ContextDiffusionError(f"{path} is not a .safetensors file: its header cannot be read") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ContextDiffusionError(
+            f"{path} is not a .safetensors file: its header cannot be read ({error})"
+        ) from error
     if not strings:
         raise ContextDiffusionError(f"{path} is not a .safetensors file: its metadata are not strings")
-    return metadata, tensors, end
+    end = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        itemsize = DTYPES[entry.dtype].itemsize if entry.dtype in DTYPES else None
+        if entry.start != end or (itemsize and entry.stop - end != entry.elements * itemsize):
+            raise ContextDiffusionError(f"{path} is damaged: its header gives {name} a place that does not fit it")
+        end = entry.stop
+    if size < end:
+        raise ContextDiffusionError(f"{path} is truncated: {size} of {end} bytes of data; copy or save it again")
+    if size > end:
+        raise ContextDiffusionError(f"{path} has {size} bytes of data where its header says {end}: save it again")
+    return metadata, tensors
+
+
+def _entry(entry: dict) -> TensorEntry:
+    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, start, stop))
+    if not (isinstance(dtype, str) and whole and start <= stop and len(shape) <= _MOST_AXES):
+        raise ValueError(f"no tensor: {brief(entry)}")
+    return TensorEntry(dtype, shape, start, stop)
+
+
+def _parse_checksums(path: Path, text: str | None) -> dict[str, int] | None:
+    if text is None:
+        return None
+    try:
+        values = parse_json(text)
+    except ContextDiffusionError as error:
+        raise ContextDiffusionError(
+            f"{path} is damaged: its checksum cannot be read ({error}); save it again"
+        ) from error
+    if not isinstance(values, dict) or _OWN_METADATA not in values:
+        raise ContextDiffusionError(f"{path} is damaged: its checksum cannot be read; copy or save it again")
+    return values

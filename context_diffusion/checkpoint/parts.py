@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ContextDiffusionError
+from ..errors import ContextDiffusionError, brief
 from ..model.context_diffusion import ContextDiffusion
 from ..model.reading import RESEARCH, Reading
 from ..model.visual_context import ContextProjector
@@ -114,21 +114,39 @@ def model_class(config: Mapping[str, Any]) -> type[ContextDiffusion]:
     return next((cls for part, cls in _MODELS.items() if config.get(part) is not None), ContextDiffusion)
 
 
-def check_known(config: Mapping[str, Any]) -> None:
+def check_known(config: Mapping[str, Any]) -> Reading:
     """Refuse a file's config that asks for something that nothing here is registered for.
+
+    Returns:
+        How the model reads its visual context.
 
     Raises:
         ContextDiffusionError: naming it, and what reads it. The message does not name the file.
     """
-    Reading.of(config.get("variant", {}))
     unknown = sorted(name for name in set(config) - {*PARTS, *_ENTRIES} if config[name] is not None)
     if unknown:
         raise ContextDiffusionError(f"the config has a part unknown here, {unknown[0]}; {RESEARCH}")
-    for name, classes in _DIFFUSERS.items():
-        class_name = config[name].get("class", classes[0]) if isinstance(config.get(name), dict) else classes[0]
-        if class_name not in classes:
-            choice = " or ".join(classes)
-            raise ContextDiffusionError(f"the {name} config is of class {class_name!r}, not {choice}; {RESEARCH}")
+    for name in PARTS:
+        if config.get(name) is not None:
+            class_of(name, config[name])
+    return Reading.of(config.get("variant", {}))
+
+
+def class_of(name: str, config: Any) -> str:
+    """The name of the class that a part's config in a file makes.
+
+    Raises:
+        ContextDiffusionError: it is no table, or names a class that nothing here is registered for. The message does
+            not name the file.
+    """
+    if not isinstance(config, dict):
+        raise ContextDiffusionError(f"the {name} config is {brief(config)}, not a table of settings")
+    expected = _class_names(name)
+    class_name = config.get("class", expected[0]) if name in _DIFFUSERS else expected[0]
+    if class_name not in expected:
+        choice = " or ".join(expected)
+        raise ContextDiffusionError(f"the {name} config is of class {brief(class_name)}, not {choice}; {RESEARCH}")
+    return class_name
 
 
 def present_parts(model: ContextDiffusion) -> dict[str, nn.Module]:
@@ -159,47 +177,19 @@ def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
     return {"class": found, **config} if name in _CLASS_NAMED or found != expected[0] else config
 
 
-def check_config(name: str, config: Any) -> None:
-    """Refuse a part's config that is no table, or whose sizes, which are read before it is built, are wrong.
-
-    Args:
-        name: one of `PARTS`.
-        config: what a file says of the part.
-
-    Raises:
-        ContextDiffusionError: naming the entry. The message does not name the file.
-    """
-    if not isinstance(config, dict):
-        raise ContextDiffusionError(f"the {name} config is {config!r}, not a table of settings")
-    if name == "image_encoder":
-        for key in ("image_size", "patch_size"):
-            if not _is_size(config.get(key)):
-                raise ContextDiffusionError(_wrong_entry(name, key, config, "a whole number, 1 or more"))
-    if name == "vae":
-        tiny = config.get("class") == "AutoencoderTiny"
-        key = "decoder_block_out_channels" if tiny else "block_out_channels"
-        if not _is_list_of_sizes(config.get(key)):
-            raise ContextDiffusionError(_wrong_entry(name, key, config, "a list of whole numbers, 1 or more"))
-    if name == "unet":
-        size = config.get("sample_size")
-        if not (size is None or _is_size(size) or (_is_list_of_sizes(size) and len(size) == 2)):
-            expected = "a whole number, 1 or more, or two of them"
-            raise ContextDiffusionError(_wrong_entry(name, "sample_size", config, expected))
-
-
 def build_part(name: str, config: dict[str, Any], reading: Reading | None = None) -> nn.Module:
     """An unfilled part on the meta device: shapes without memory.
 
     Args:
         name: one of `PARTS`.
-        config: one that `check_config` lets pass.
+        config: one that `check_config.check_config` lets pass.
         reading: the model's.
 
     Raises:
         ContextDiffusionError: the config has an entry that this release of the library does not know, or the
             library refuses it. The message does not name the file.
     """
-    class_name = _class_names(name)[0]
+    class_name = class_of(name, config)
     if name in _OWN:
         maker, known = _OWN[name][0], set(_OWN[name][1])
     elif name in _TRANSFORMERS:
@@ -211,9 +201,7 @@ def build_part(name: str, config: dict[str, Any], reading: Reading | None = None
             return model_class(config_class(**settings))
 
     else:
-        if len(_DIFFUSERS[name]) > 1:
-            config = dict(config)
-            class_name = config.pop("class", class_name)
+        config = {key: value for key, value in config.items() if key != "class"}
         maker = _CLASSES.get(class_name) or getattr(import_module("diffusers"), class_name)
         known = _settings(maker)
     # A newer library may have written a switch that is off: leaving it out changes nothing.
@@ -305,20 +293,6 @@ def _class_names(name: str) -> tuple[str, ...]:
     if name in _OWN:
         return (_OWN[name][0].__name__,)
     return _DIFFUSERS.get(name) or _TRANSFORMERS[name][:1]
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_list_of_sizes(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_size(entry) for entry in value)
-
-
-def _wrong_entry(name: str, key: str, config: dict[str, Any], expected: str) -> str:
-    if key not in config:
-        return f"the {name} config lacks {key}, {expected}"
-    return f"the {name} config has {key} {config[key]!r}, not {expected}"
 
 
 def _settings(maker: type[nn.Module]) -> set[str]:

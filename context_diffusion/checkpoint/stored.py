@@ -5,21 +5,18 @@ For those who fill networks of their own with it, as ComfyUI does. Needs neither
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
 from ..model.context_diffusion import DEFAULT_SCHEDULE
-from .header import read_header
 from .native import find_native_limits
-from .parts import PARTS, find_misfits
-from .read import TOKENIZER_KEY, read_config
+from .parts import PARTS
+from .read import Checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -59,50 +56,33 @@ def read_stored(path: str | Path, parts: Collection[str] = PARTS) -> StoredModel
 
     Raises:
         ContextDiffusionError: the file is missing, damaged, of another origin or version; its parts do not fit
-            each other; a weight that is read is not finite.
+            each other; a weight that is read is not finite, or not what was saved.
     """
-    path = Path(path)
-    header = read_header(path)
-    config = read_config(path, header)
-    configs = {name: config[name] for name in PARTS if config.get(name) is not None}
-    schedule = {**DEFAULT_SCHEDULE, **(config.get("schedule") or {})}
-    text = header.metadata.get(TOKENIZER_KEY)
+    with open_checkpoint(path) as checkpoint:
+        schedule = {**DEFAULT_SCHEDULE, **checkpoint.schedule}
+        limits = _limits(checkpoint, schedule)
+        weights = {
+            name: {key.partition(".")[2]: tensor for key, tensor in checkpoint.file.read(name)}
+            for name in checkpoint.configs
+            if name in parts
+        }
+    return StoredModel(
+        checkpoint.file.path,
+        checkpoint.configs,
+        weights,
+        schedule,
+        checkpoint.info,
+        checkpoint.tokenizer,
+        limits,
+    )
+
+
+def _limits(checkpoint: Checkpoint, schedule: dict[str, Any]) -> list[str]:
+    path, own = checkpoint.file.path, checkpoint.description
+    special = own and (own["pad_token"], own["eos_token"])
     try:
-        tokenizer = None if text is None else json.loads(text)
-        special = tokenizer and (tokenizer["pad_token"], tokenizer["eos_token"])
-        problems = find_misfits(configs, tokenizer and len(tokenizer["tokens"]))
-        limits = find_native_limits(configs, schedule, special, config.get("variant"))
+        return find_native_limits(checkpoint.configs, schedule, special, checkpoint.reading.changes)
     except KeyError as error:
         raise ContextDiffusionError(f"{path} has a config that lacks {error}: save it again") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ContextDiffusionError(f"{path} has a config that cannot be read ({reason}): save it again") from error
-    if problems:
-        raise ContextDiffusionError(f"{path}: {problems[0]}")
-    strange = sorted(key for key in header.tensors if key.partition(".")[0] not in configs)
-    if strange:
-        raise ContextDiffusionError(
-            f"{path} holds {strange[0]}, of a part that its config does not have: save it again"
-        )
-    weights = _read_weights(path, [name for name in configs if name in parts])
-    return StoredModel(path, configs, weights, schedule, config.get("info") or {}, text, limits)
-
-
-def _read_weights(path: Path, parts: list[str]) -> dict[str, dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    weights: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for key in file.keys():
-                name, _, rest = key.partition(".")
-                if name not in weights:
-                    continue
-                # A copy, or the model would hang on the open file: Windows could not replace it.
-                tensor = file.get_tensor(key).clone()
-                if not torch.isfinite(tensor).all():
-                    raise ContextDiffusionError(f"{path}: {key} holds NaN or infinite values, it cannot be used")
-                weights[name][rest] = tensor
-    except (OSError, SafetensorError) as error:
-        raise ContextDiffusionError(f"{path} cannot be read: {error}") from error
-    return weights
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ContextDiffusionError(f"{path} has a config that cannot be read ({error}): save it again") from error

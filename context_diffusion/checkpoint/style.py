@@ -7,22 +7,27 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import ContextDiffusionError
-from ..files import write_atomically
-from .header import read_header
+from ..errors import ContextDiffusionError, brief
+from ..files import parse_json, write_tensors
+from .header import CHECKSUM_KEY, DTYPES, checksums, open_tensors
 
 SUFFIX = ".safetensors"
 FORMAT_VERSION = 1
-# The tensor that every style has; the others depend on the encoder.
+# The tensor that every style has, and those that some encoders give beside it.
 TOKENS = "last_hidden_state"
+FEATURES = (TOKENS, "penultimate_hidden_states", "image_embeds", "all_hidden_states", "mm_projected")
 
+# A dozen images of the largest CLIP, joined by `concat` with all their hidden states.
+_LARGEST = 512 * 2**20
 _KEY = "context_diffusion.visual_context"
+_HINT = "choose a file that Save Visual Context wrote"
+# What is known of a style beside its features, and what it must look like to be of use.
+_INFO = {"images": int, "aggregation": str, "encoder": str, "image_sizes": list}
 # What some file system refuses, Windows' list included, so that a style can be carried anywhere.
 _FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -85,23 +90,20 @@ def save_style(
         ContextDiffusionError: NaN in the tensors, or the path is taken or cannot be written.
     """
     path = Path(path)
-    bad = _not_finite(tensors)
-    if bad:
-        raise ContextDiffusionError(f"the visual context's {bad} holds NaN or infinite values: encode it again")
-    tokens = tensors[TOKENS]
-    described = {"format_version": FORMAT_VERSION, "width": tokens.shape[-1], "tokens": tokens.shape[-2], **info}
     # A copy each: tensors that share memory are refused, and strides are not kept.
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    content = save(plain, {_KEY: json.dumps(described, sort_keys=True)})
+    _check_features("the visual context", plain)
+    tokens = plain[TOKENS]
+    described = {"format_version": FORMAT_VERSION, "width": tokens.shape[-1], "tokens": tokens.shape[-2], **info}
+    metadata = {_KEY: json.dumps(described, sort_keys=True)}
     if os.path.isfile(path):  # says no where Path.is_file raises, on names too long
-        if path.stat().st_size == len(content) and path.read_bytes() == content:
+        if _holds(path, plain, metadata):
             return False
         if not overwrite:
             raise ContextDiffusionError(
                 f"{path.name} exists and holds another style: choose another name, or switch overwrite on"
             )
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(content)
+    write_tensors(path, plain, metadata | {CHECKSUM_KEY: checksums(metadata, plain)})
     return True
 
 
@@ -115,38 +117,61 @@ def load_style(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
     Raises:
         ContextDiffusionError: missing, damaged, another kind of file, or written by a newer version.
     """
-    path = Path(path)
-    header = read_header(path)
-    hint = "choose a file that Save Visual Context wrote"
-    if _KEY not in header.metadata:
-        raise ContextDiffusionError(f"{path} is a .safetensors file, but not a saved visual context: {hint}")
+    with open_tensors(path) as file:
+        if _KEY not in file.metadata:
+            raise ContextDiffusionError(f"{path} is a .safetensors file, but not a saved visual context: {_HINT}")
+        if file.size > _LARGEST:
+            raise ContextDiffusionError(f"{path} has {file.size} bytes, more than a style's {_LARGEST}: {_HINT}")
+        info = _parse_info(path, file.metadata[_KEY])
+        shape = file.tensors[TOKENS].shape if TOKENS in file.tensors else None
+        if shape is None or len(shape) != 3 or 0 in shape:
+            raise ContextDiffusionError(
+                f"{path} is damaged: its {TOKENS} is {'missing' if shape is None else shape}; save it again"
+            )
+        features = [name for name in FEATURES if name in file.tensors]
+        file.check_dtypes(features)
+        return dict(tensor for name in features for tensor in file.read(name)), info
+
+
+def _parse_info(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    """What `save_style` was told, checked."""
     try:
-        info = json.loads(header.metadata[_KEY])
+        info = parse_json(text)
         version = info["format_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise ContextDiffusionError(f"{path} is damaged: its description cannot be read; save it again") from error
     if version != FORMAT_VERSION:
         raise ContextDiffusionError(
-            f"{path} has format version {version}, this Context Diffusion reads {FORMAT_VERSION}: update it, "
+            f"{path} has format version {brief(version)}, this Context Diffusion reads {FORMAT_VERSION}: update it, "
             "or save the style again"
         )
-    shape = header.tensors[TOKENS].shape if TOKENS in header.tensors else None
-    if shape is None or len(shape) != 3 or 0 in shape:
-        raise ContextDiffusionError(
-            f"{path} is damaged: its {TOKENS} is {'missing' if shape is None else shape}; save it again"
-        )
+    sizes = info.get("image_sizes", [])
+    wrong = [name for name, kind in _INFO.items() if name in info and type(info[name]) is not kind]
+    if wrong or not all(isinstance(size, list) and all(type(side) is int for side in size) for size in sizes):
+        wrong = (wrong or ["image_sizes"])[0]
+        raise ContextDiffusionError(f"{path} is damaged: its {wrong} is {brief(info[wrong])}; save it again")
+    return info
+
+
+def _holds(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    """Whether a file is this very style already."""
     try:
-        with safe_open(path, framework="pt") as file:
-            # Copies, or the style would hang on the open file: Windows could not replace it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
-    except (OSError, SafetensorError) as error:
-        raise ContextDiffusionError(f"{path} is damaged ({error}): save it again") from error
-    bad = _not_finite(tensors)
-    if bad:
-        raise ContextDiffusionError(f"{path} is damaged: its {bad} holds NaN or infinite values; save it again")
-    return tensors, info
+        with open_tensors(path) as file:
+            if file.metadata != metadata or file.tensors.keys() != tensors.keys():
+                return False
+            held = dict(tensor for name in tensors for tensor in file.read(name))
+    except ContextDiffusionError:
+        return False
+    return all(held[name].dtype == tensor.dtype and torch.equal(held[name], tensor) for name, tensor in tensors.items())
 
 
-def _not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The name of a tensor with NaN or infinite values in it."""
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+def _check_features(what: str, tensors: dict[str, Tensor]) -> None:
+    """Refuse to save what would not be loaded."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ContextDiffusionError(f"{what}'s {name} holds NaN or infinite values: encode it again")
+        if name not in FEATURES or tensor.dtype not in DTYPES.values():
+            raise ContextDiffusionError(f"{what} holds {name} of {tensor.dtype}, which no style has")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > _LARGEST // 2:
+        raise ContextDiffusionError(f"{what} has {size} bytes, more than a style's {_LARGEST // 2}: join fewer images")

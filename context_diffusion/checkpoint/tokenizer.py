@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ContextDiffusionError
+from ..errors import ContextDiffusionError, brief
+from ..files import parse_json
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -31,6 +32,7 @@ _N_BYTES = 256
 SMALLEST_VOCABULARY = 2 * _N_BYTES + 2
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_LONGEST = 1_000_000
 _FIELDS = {"tokens": list, "merges": list, "model_max_length": int, **dict.fromkeys(_SPECIALS, str)}
 
 
@@ -104,29 +106,41 @@ def tokenizer_from_json(text: str) -> CLIPTokenizer:
     """Read what `tokenizer_to_json` wrote; the ids of any text are the same.
 
     Raises:
+        ContextDiffusionError: as `read_description`.
+    """
+    return _build(read_description(text))
+
+
+def read_description(text: str) -> dict[str, Any]:
+    """What `tokenizer_to_json` wrote, checked, without a tokenizer made of it.
+
+    Raises:
         ContextDiffusionError: not JSON, or fields missing or of the wrong kind.
     """
     try:
-        description = json.loads(text)
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ContextDiffusionError(f"the tokenizer is not JSON: {error}") from error
+        description = parse_json(text)
+    except ContextDiffusionError as error:
+        raise ContextDiffusionError(f"the tokenizer cannot be read: {error}") from error
     if not isinstance(description, dict):
         raise ContextDiffusionError(f"the tokenizer's JSON is a {type(description).__name__}, not an object")
     for key, kind in _FIELDS.items():
         if not isinstance(description.get(key), kind):
             raise ContextDiffusionError(f"the tokenizer's JSON needs a {kind.__name__} named {key!r}")
+    if not 1 <= description["model_max_length"] <= _LONGEST:
+        raise ContextDiffusionError(f"the tokenizer's model_max_length is {description['model_max_length']}")
     tokens = description["tokens"]
     known = {token for token in tokens if isinstance(token, str)}
     if len(known) != len(tokens):
         raise ContextDiffusionError("the tokenizer's tokens are not distinct strings")
     for merge in description["merges"]:
-        pair = merge.split(" ") if isinstance(merge, str) else []
-        if len(pair) != 2 or not {*pair, "".join(pair)} <= known:
-            raise ContextDiffusionError(f"the tokenizer's merge {merge!r} is not made of its tokens")
+        # Other white space than the one between the two would break the lines of the vocabulary files.
+        pair = merge.split() if isinstance(merge, str) else []
+        if len(pair) != 2 or " ".join(pair) != merge or not {*pair, "".join(pair)} <= known:
+            raise ContextDiffusionError(f"the tokenizer's merge {brief(merge)} is not made of its tokens")
     for name in _SPECIALS:
         if description[name] not in known:
-            raise ContextDiffusionError(f"the tokenizer's {name} {description[name]!r} is not in its tokens")
-    return _build(description)
+            raise ContextDiffusionError(f"the tokenizer's {name} {brief(description[name])} is not in its tokens")
+    return description
 
 
 def _learn_merges(words: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -223,7 +237,7 @@ def _describe(tokenizer: CLIPTokenizer) -> dict:
         "tokens": tokens,
         "merges": [f"{left} {right}" for left, right in merges],
         # Tokenizers without a limit of their own carry a huge number; CLIP's text encoder has 77 positions.
-        "model_max_length": min(int(tokenizer.model_max_length), 1_000_000),
+        "model_max_length": min(int(tokenizer.model_max_length), _LONGEST),
         **{name: str(getattr(tokenizer, name)) for name in _SPECIALS},
     }
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
-import secrets
-import stat
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
+from ..files import parse_json, write_tensors
 from ..model.context_diffusion import ContextDiffusion
+from .header import CHECKSUM_KEY, DTYPES, checksums
 from .native import check_native_limits
 from .parts import describe_part, file_keys, misfits, present_parts
 from .read import CONFIG_KEY, FORMAT_VERSION, TOKENIZER_KEY
@@ -41,9 +40,9 @@ _MODELSPEC = (
 def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write a model as one .safetensors file, whole or not at all.
 
-    The file is written beside its place, synced to disk and renamed: what was there before stays until the
-    new file is complete. A model that ComfyUI's own classes cannot run (see `check_native_limits`) is saved
-    with a warning, since it works everywhere else.
+    What was there before stays until the new file is complete (see `files.write_atomically`). The file carries a
+    checksum, which every reader compares. A model that ComfyUI's own classes cannot run (see `check_native_limits`)
+    is saved with a warning, since it works everywhere else.
 
     Args:
         model: its parts, schedule, info and tokenizer are written; parts that are None are left out.
@@ -54,17 +53,13 @@ def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtyp
         The path.
 
     Raises:
-        ContextDiffusionError: a wrong suffix, weights that are not finite (in `dtype`), parts that do not fit
-            each other, info that JSON cannot hold, or a folder that cannot be written.
+        ContextDiffusionError: a wrong suffix, weights that are not finite (in `dtype`) or of another dtype than
+            float32, float16 or bfloat16, parts that do not fit each other, info that JSON cannot hold, or a folder
+            that cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ContextDiffusionError(f"{path} does not end in .safetensors: a checkpoint is written in that format only")
-    if path.is_dir():
-        raise ContextDiffusionError(f"{path} is a folder: give the name of a .safetensors file")
     problems = misfits(model)
     if problems:
         raise ContextDiffusionError(f"{path} is not saved: {problems[0]}")
@@ -72,26 +67,7 @@ def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtyp
     if limits:
         logger.warning("%s will not load as native ComfyUI objects: %s", path.name, "; ".join(limits))
     metadata, tensors = _metadata(model), _tensors(model, dtype)
-    # A link to the file stays a link.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # safetensors makes files that only their owner reads: keep what the folder and the user ask for.
-        temporary.touch()
-        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
-        save_file(tensors, temporary, metadata=metadata)
-        _sync(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ContextDiffusionError(f"{path} cannot be written: {reason}; choose another place or make room") from error
-    finally:
-        # After success it has its new name; where the folder could not be made there never was one.
-        if temporary.exists():
-            temporary.unlink()
+    write_tensors(path, tensors, metadata | {CHECKSUM_KEY: checksums(metadata, tensors)})
     return path
 
 
@@ -103,7 +79,8 @@ def _metadata(model: ContextDiffusion) -> dict[str, str]:
     config |= {"schedule": model.schedule, "info": model.info}
     try:
         metadata = {CONFIG_KEY: json.dumps(config)}
-    except (TypeError, ValueError) as error:
+        parse_json(metadata[CONFIG_KEY])  # what would not be read is not written
+    except (TypeError, ValueError, RecursionError) as error:
         raise ContextDiffusionError(f"the model's info or schedule does not go into JSON: {error}") from error
     if model.tokenizer is not None:
         metadata[TOKENIZER_KEY] = tokenizer_to_json(model.tokenizer)
@@ -128,6 +105,8 @@ def _tensors(model: ContextDiffusion, dtype: torch.dtype | None) -> dict[str, Te
         for key, own_key in file_keys(name, module).items():
             tensor = weights[own_key].detach()
             tensor = tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            if tensor.dtype not in DTYPES.values():
+                raise ContextDiffusionError(f"{key} is of {tensor.dtype}: give a dtype, such as torch.float32")
             if not torch.isfinite(tensor).all():
                 raise ContextDiffusionError(f"{key} is not finite in {tensor.dtype}: the model is not saved")
             # safetensors refuses tied weights and views: each gets its own copy.
@@ -137,15 +116,3 @@ def _tensors(model: ContextDiffusion, dtype: torch.dtype | None) -> dict[str, Te
             seen.add(tensor.untyped_storage().data_ptr())
             tensors[key] = tensor
     return tensors
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders and keeps their order itself.
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

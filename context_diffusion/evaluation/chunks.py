@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
-from ..files import write_atomically
+from ..files import write_atomically, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +121,8 @@ def to_pixels(images: Tensor) -> Tensor:
 
 def save_chunk(path: Path, images: Tensor) -> None:
     """Write images (B, 3, H, W) in [0, 1] as uint8 pixels, one safetensors file."""
-    from safetensors.torch import save
-
     # Renamed when whole: a killed run leaves no chunk that only looks finished.
-    with write_atomically(path) as scratch:
-        scratch.write_bytes(save({"images": to_pixels(images)}))
+    write_tensors(path, {"images": to_pixels(images)})
 
 
 def load_chunks(files: Sequence[Path], what: str) -> Tensor:

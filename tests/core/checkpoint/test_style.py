@@ -92,8 +92,9 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         "truncated": content[:-7],
         "empty": b"",
         "not a .safetensors": b"nonsense that is long enough to look at",
-        "damaged": content.replace(b"last_hidden_state", b"LAST_hidden_state"),
-        "cannot be read": content.replace(b'{\\"format_version\\"', b'{\\"FORMAT_version\\"'),
+        "last_hidden_state is missing": content.replace(b"last_hidden_state", b"LAST_hidden_state"),
+        "its description is not what": content.replace(b'{\\"format_version\\"', b'{\\"FORMAT_version\\"'),
+        "its image_embeds is not what": content[:-1] + bytes([content[-1] ^ 1]),
     }
     for message, damaged in cases.items():
         path.write_bytes(damaged)
@@ -105,6 +106,10 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
 
     save_file({"last_hidden_state": torch.zeros(1, 5, 8)}, path)
     with pytest.raises(ContextDiffusionError, match="not a saved visual context"):
+        load_style(path)
+
+    save_file({"image_embeds": torch.zeros(1, 8)}, path, {"context_diffusion.visual_context": '{"format_version": 1}'})
+    with pytest.raises(ContextDiffusionError, match="its last_hidden_state is missing"):
         load_style(path)
 
     for described, message in (({"format_version": 2}, "format version 2"), (["a list"], "cannot be read")):
