@@ -130,7 +130,7 @@ def test_weights_that_are_not_finite(file):
             lambda c: c["vae"].update({"class": "AutoencoderTiny", "decoder_block_out_channels": [32] * 4}),
             "vae config has in_channels 3, and its tensors show 0",
         ),
-        (lambda c: c["unet"].update({"class": "UNet2DModel"}), "entries unknown here: class"),
+        (lambda c: c["unet"].update({"class": "UNet2DModel"}), "the unet config is of class 'UNet2DModel', not UNet2D"),
         (
             lambda c: c["text_encoder"].update(num_attention_heads=5),
             "text_encoder config has num_attention_heads 5, and its tensors show .widths of .32.",
