@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..ranges import number
 from .parser import new_command
 
 
@@ -20,7 +21,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="bundled names or .safetensors files, two or more")
     parser.add_argument(
-        "--weights", nargs="+", type=float, metavar="W", help="how much each model counts (default: all the same)"
+        "--weights", nargs="+", type=number(0), metavar="W", help="how much each model counts (default: all the same)"
     )
     parser.add_argument(
         "--vae", metavar="RUN", help="folder of a run of the vae stage that trained the models' decoder on; it goes in"

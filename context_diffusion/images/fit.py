@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..choices import FITS
 from ..errors import ContextDiffusionError
+from ..ranges import whole_number
 from .check import check_images
 
 Color = str | Sequence[float]
@@ -62,12 +63,10 @@ def check_size(size: Size) -> tuple[int, int]:
     Raises:
         ContextDiffusionError: anything but one or two whole numbers above 0.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in pair):
-        raise ContextDiffusionError(f"size is {size!r}; give one whole number, or (height, width), in pixels")
-    if min(pair) < 1:
-        raise ContextDiffusionError(f"size is {size!r}; both sides must be at least 1 pixel")
-    return pair[0], pair[1]
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or not all(side in whole_number(1) for side in pair):
+        raise ContextDiffusionError(f"size is {size!r}; give {whole_number(1)}, or (height, width), in pixels")
+    return int(pair[0]), int(pair[1])
 
 
 def parse_color(color: Color) -> Tensor:

@@ -13,6 +13,7 @@ from ..choices import SAMPLERS
 from ..errors import ContextDiffusionError
 from ..model.guidance import FULL, branch_weights, guide
 from ..model.latents import vae_scale_factor
+from ..ranges import STEPS
 
 if TYPE_CHECKING:
     from ..model.context_diffusion import ContextDiffusion
@@ -85,8 +86,7 @@ class FlowSampler:
             raise ContextDiffusionError(
                 f"the model predicts {kind!r} and this sampler needs 'flow': sample it with the pipeline"
             )
-        if steps < 1:
-            raise ContextDiffusionError(f"steps is {steps}: give at least 1")
+        STEPS.check(steps=steps)
         if sampler not in SAMPLERS:
             raise ContextDiffusionError(f"sampler is {sampler!r}: give one of {', '.join(SAMPLERS)}")
         self.model = model
