@@ -32,6 +32,8 @@ def register_folders() -> None:
         # There to put files in, as the host's own are. Where it may not be made, it is not needed either.
         with contextlib.suppress(OSError):
             os.makedirs(folder, exist_ok=True)
+    # As for the host's own kinds: what its Save nodes write under this prefix is in the list, without being moved.
+    folder_paths.add_model_folder_path(MODELS, os.path.join(folder_paths.get_output_directory(), MODELS))
 
 
 def fingerprint(names: Iterable[str], path_of: Callable[[str], Path]) -> str:

@@ -48,7 +48,8 @@ class ContextDiffusionLoader(io.ComfyNode):
                     "model_name",
                     options=_model_names(),
                     tooltip="The model that comes with the pack, or a .safetensors file in models/context_diffusion "
-                    "(or in a context_diffusion folder of extra_model_paths.yaml).",
+                    "(or in a context_diffusion folder of extra_model_paths.yaml), or one that Save Checkpoint wrote "
+                    "with context_diffusion/ before its name.",
                 )
             ],
             outputs=[

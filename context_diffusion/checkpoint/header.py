@@ -89,6 +89,11 @@ class TensorFile:
         if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
             raise ContextDiffusionError(f"{self.path} was written to while it was read: try again")
 
+    def read_bytes(self, name: str) -> bytes:
+        """A tensor's bytes, of any dtype."""
+        entry = self.tensors[name]
+        return self._bytes(self._data + entry.start, entry.stop - entry.start)
+
     def check_dtypes(self, names: Iterable[str] | None = None) -> None:
         """Refuse tensors that are no weights, before any is read.
 

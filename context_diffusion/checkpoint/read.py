@@ -18,6 +18,7 @@ from ..model.reading import Reading
 from .check_config import check_config
 from .header import DTYPES, TensorEntry, TensorFile, open_tensors
 from .parts import PARTS, build_part, check_known, class_of, file_keys, fill_buffers, find_misfits, model_class
+from .saved import unpack_metadata
 from .tokenizer import read_description, tokenizer_from_json
 
 FORMAT_VERSION = 1
@@ -60,6 +61,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
             counts and widths than its tensors have; parts do not fit each other.
     """
     with open_tensors(path) as file:
+        unpack_metadata(file)
         config, reading = _read_config(file)
         try:
             checkpoint = _check(file, config, reading)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...context_diffusion.checkpoint.stored import StoredModel
 from ...context_diffusion.errors import ContextDiffusionError
+from .save import WholeModel
 from .weights import check_weights, in_own_dtypes
 
 _TYPES = {
@@ -37,6 +38,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         unet_config: the arguments of the host's UNetModel.
         schedule: as `ContextDiffusion.schedule`.
         latents: the latent format.
+        whole: what the host's Save nodes write.
     """
 
     # The base class has the heads of another model here, and writes them over the UNet's.
@@ -45,10 +47,19 @@ class ModelConfig(comfy.supported_models_base.BASE):
     memory_usage_factor = 1.0
 
     def __init__(
-        self, unet_config: dict[str, Any], schedule: dict[str, Any], latents: comfy.latent_formats.LatentFormat
+        self,
+        unet_config: dict[str, Any],
+        schedule: dict[str, Any],
+        latents: comfy.latent_formats.LatentFormat,
+        whole: WholeModel,
     ) -> None:
         super().__init__(unet_config)
         self.latent_format = latents
+        # The host asks for the other parts' names only where it has them, and lays them over the UNet's.
+        self.process_unet_state_dict_for_saving = whole.with_unet
+        self.process_clip_state_dict_for_saving = whole.text_encoder
+        self.process_clip_vision_state_dict_for_saving = whole.image_encoder
+        self.process_vae_state_dict_for_saving = whole.vae
         self.prediction = _TYPES[schedule["prediction_type"]]
         if schedule["prediction_type"] == "flow":
             # t = 1000 sigma, as the checkpoints define it, whatever the number of timesteps.
@@ -81,8 +92,10 @@ def build_model(
         disable_dynamic: without the newer hosts' paging of weights.
     """
     config = unet_config(stored.path, "unet", stored.configs["unet"])
-    weights = _rename(stored.path, "unet", stored.weights["unet"], comfy.utils.unet_to_diffusers(config))
-    model_config = ModelConfig(config, stored.schedule, latents)
+    names = comfy.utils.unet_to_diffusers(config)
+    weights = _rename(stored.path, "unet", stored.weights["unet"], names)
+    whole = WholeModel(stored.path, {names[key]: key for key in stored.weights["unet"]})
+    model_config = ModelConfig(config, stored.schedule, latents, whole)
     supported = list(model_config.supported_inference_dtypes)
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     dtype, cast = _dtypes(weights, supported, device)

@@ -11,6 +11,7 @@ their own. What other nodes may ask of the objects, all of it on native attribut
   `context_diffusion_encoder`).
 - MODEL: `.model.model_config.unet_config["context_dim"]` is the width of the text that it takes,
   `.model.latent_format.latent_channels` the channels of its latents.
+  The host's Save nodes write it as a checkpoint of ours, see `save`.
 - CONTROL_NET: `.control_model` is a `comfy.cldm.cldm.ControlNet`, for the same text and latents as the MODEL.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import comfy.diffusers_convert
@@ -65,23 +66,30 @@ def build_vae(stored: StoredModel) -> comfy.sd.VAE | None:
     """
     if "vae" not in stored.configs:
         return None
-    config, weights = stored.configs["vae"], stored.weights["vae"]
-    if config.get("class") == "AutoencoderTiny":
-        try:
-            native = native_tiny_vae_state_dict(config, weights)
-        except (KeyError, IndexError, ValueError) as error:
-            message = f"{stored.path}: the vae weights are not the ones that its config asks for: save it again"
-            raise ContextDiffusionError(message) from error
-        settings = {}
-    else:
-        native = comfy.diffusers_convert.convert_vae_state_dict({**_identities(config), **weights})
-        settings = {"config": {"params": _kl_params(config)}}
+    config = stored.configs["vae"]
+    native = native_weights(stored.path, config, stored.weights["vae"])
+    settings = {} if _is_tiny(config) else {"config": {"params": _kl_params(config)}}
     with shapes_of(stored.path, "vae"):
         vae = comfy.sd.VAE(sd=native, **settings)
     check_weights(stored.path, "vae", native, vae.first_stage_model)
     # Read from the weights of a tiny VAE; with a config the host takes every VAE for Stable Diffusion's.
     vae.latent_channels = config["latent_channels"]
     return vae
+
+
+def native_weights(path: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A VAE's weights by the host's names; those that come from the file share their memory.
+
+    Raises:
+        ContextDiffusionError: they are not the ones of such a config.
+    """
+    if not _is_tiny(config):
+        return comfy.diffusers_convert.convert_vae_state_dict({**_identities(config), **weights})
+    try:
+        return native_tiny_vae_state_dict(config, weights)
+    except (KeyError, IndexError, ValueError) as error:
+        message = f"{path}: the vae weights are not the ones that its config asks for: save it again"
+        raise ContextDiffusionError(message) from error
 
 
 def latent_format(stored: StoredModel, vae: comfy.sd.VAE | None) -> comfy.latent_formats.LatentFormat:
@@ -106,6 +114,10 @@ def latent_format(stored: StoredModel, vae: comfy.sd.VAE | None) -> comfy.latent
     latents = FittedLatent(config["latent_channels"], config["scaling_factor"], config.get("shift_factor") or 0.0)
     latents.fit_preview(vae)
     return latents
+
+
+def _is_tiny(config: dict[str, Any]) -> bool:
+    return config.get("class") == "AutoencoderTiny"
 
 
 def _kl_params(config: dict[str, Any]) -> dict[str, Any]:
