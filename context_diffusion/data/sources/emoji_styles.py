@@ -8,85 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .iconify import icon_svg
-from .packages import Package, read_archive
+from .packages import PACKAGES, Package, read_archive
 
-OPENMOJI = Package(
-    "openmoji",
-    "17.0.0",
-    "EBnYrNGdcdw+OSXmENeNE1yBNRu6tOraTmoOyUbJkTmvT/+XETp8RZLSJFzD3lrPc5N9CzsyPnRTk0Vp4UaI9w==",
-    "CC-BY-SA-4.0",
-    "OpenMoji, the open-source emoji and icon project, openmoji.org",
-)
-TWEMOJI = Package(
-    "@discordapp/twemoji",
-    "16.0.1",
-    "figLiBWzjS5cyrAjLaGjM8AAaowO3qvK8rg5bA2dElB4qsaPMvBVlFDMO2d3x+nC1igt7kgWH4dvNmvvUHUF8w==",
-    "CC-BY-4.0",
-    "Twemoji, Twitter, Inc and other contributors",
-)
-NOTO = Package(
-    "@iconify-json/noto",
-    "1.2.9",
-    "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
-    "Apache-2.0",
-    "Noto Emoji, Google Inc",
-)
-NOTO_V1 = Package(
-    "@iconify-json/noto-v1",
-    "1.2.5",
-    "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
-    "Apache-2.0",
-    "Noto Emoji (v1), Google Inc",
-)
-FLUENT_FLAT = Package(
-    "@iconify-json/fluent-emoji-flat",
-    "1.2.6",
-    "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
-    "MIT",
-    "Fluent Emoji (flat), Microsoft Corporation",
-)
-FLUENT_3D = Package(
-    "@lobehub/fluent-emoji-3d",
-    "1.1.0",
-    "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
-    "MIT",
-    "Fluent Emoji (3D), Microsoft Corporation",
-)
-FLUENT_HIGH_CONTRAST = Package(
-    "@iconify-json/fluent-emoji-high-contrast",
-    "1.2.6",
-    "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
-    "MIT",
-    "Fluent Emoji (high contrast), Microsoft Corporation",
-)
-EMOJIONE = Package(
-    "@iconify-json/emojione",
-    "1.2.3",
-    "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
-    "CC-BY-4.0",
-    "EmojiOne 2, Ranks.com Inc, kept by EmojiTwo",
-)
-UNICODE_EMOJI_JSON = Package(
-    "unicode-emoji-json",
-    "0.9.0",
-    "HdrQW/7SdbXUsTd8uTATv7LvQJkCSgbAgRCDCtOhQ6xn3EAx+xZHQtRniOXWJK3ywIqPegkNhP4U4EbuFsiQng==",
-    "MIT",
-    "unicode-emoji-json, Mu-An Chiou",
-)
-EMOJILIB = Package(
-    "emojilib",
-    "4.0.3",
-    "KbWiYre9aRSaPbHrHZIz9zmoM+21LAsK1VFJtnTh1VCtWE/rNMDviGhQTmselFl95dhqtGlY22iH0leG5BuW0g==",
-    "MIT",
-    "emojilib, Mu-An Chiou",
-)
-EMOJIBASE = Package(
-    "emojibase-data",
-    "17.0.0",
-    "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
-    "MIT",
-    "emojibase, Miles Johnson",
-)
+OPENMOJI, NOTO = PACKAGES["openmoji"], PACKAGES["@iconify-json/noto"]
+UNICODE_EMOJI_JSON, EMOJILIB = PACKAGES["unicode-emoji-json"], PACKAGES["emojilib"]
+EMOJIBASE = PACKAGES["emojibase-data"]
 CAPTION_PACKAGES = (UNICODE_EMOJI_JSON, EMOJILIB, EMOJIBASE)
 
 SKIN_TONES = frozenset(f"1f3f{tone}" for tone in "bcdef")
@@ -177,13 +103,15 @@ def slug_table(archives: dict[str, object]) -> dict[str, str]:
 STYLES = (
     Style("openmoji", OPENMOJI, "openmoji style", False, _by_file_name("color/svg/", ".svg")),
     Style("openmoji-black", OPENMOJI, "black line art", False, _by_file_name("black/svg/", ".svg")),
-    Style("twemoji", TWEMOJI, "twemoji style", False, _by_file_name("dist/svg/", ".svg")),
+    Style("twemoji", PACKAGES["@discordapp/twemoji"], "twemoji style", False, _by_file_name("dist/svg/", ".svg")),
     Style("noto", NOTO, "noto style", False, _iconify),
-    Style("noto-v1", NOTO_V1, "old noto style", False, _iconify),
-    Style("fluent-flat", FLUENT_FLAT, "fluent flat style", False, _iconify),
-    Style("fluent-3d", FLUENT_3D, "fluent 3d style", False, _by_file_name("assets/", ".webp")),
-    Style("fluent-high-contrast", FLUENT_HIGH_CONTRAST, "", True, _iconify),
-    Style("emojione", EMOJIONE, "", True, _iconify),
+    Style("noto-v1", PACKAGES["@iconify-json/noto-v1"], "old noto style", False, _iconify),
+    Style("fluent-flat", PACKAGES["@iconify-json/fluent-emoji-flat"], "fluent flat style", False, _iconify),
+    Style(
+        "fluent-3d", PACKAGES["@lobehub/fluent-emoji-3d"], "fluent 3d style", False, _by_file_name("assets/", ".webp")
+    ),
+    Style("fluent-high-contrast", PACKAGES["@iconify-json/fluent-emoji-high-contrast"], "", True, _iconify),
+    Style("emojione", PACKAGES["@iconify-json/emojione"], "", True, _iconify),
 )
 # Styles whose drawings share their layout: the other's drawing can be the query (editing, real sketches).
 SAME_LAYOUT = {

@@ -1,9 +1,10 @@
-"""Pinned npm packages: fetched with `npm pack`, checked against their published SHA-512, read as archives."""
+"""The npm packages that `packages.json` pins: fetched with `npm pack`, checked by SHA-512, read as archives."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
 import shutil
 import subprocess
@@ -39,6 +40,13 @@ class Package:
     def archive_name(self) -> str:
         """The file that `npm pack` writes."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+
+
+# Every package, by its name.
+PACKAGES = {
+    name: Package(name, **entry)
+    for name, entry in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")).items()
+}
 
 
 def fetch_package(package: Package, folder: Path) -> Path:
