@@ -36,11 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ..pretrained import find_model
     from ..training.begin.average import average_models, replace_vae
     from ..training.begin.vae import load_vae
-    from .outputs import check_writable
+    from .outputs import check_keeps, check_writable
 
+    models = [find_model(name) for name in arguments.models]
+    check_keeps(models, [arguments.out])
     check_writable(arguments.out)
     vae = None if arguments.vae is None else load_vae(arguments.vae)
-    model = average_models([load_checkpoint(find_model(name)) for name in arguments.models], arguments.weights)
+    model = average_models([load_checkpoint(model) for model in models], arguments.weights)
     if vae is not None:
         replace_vae(model, vae)
     save_checkpoint(model, arguments.out)

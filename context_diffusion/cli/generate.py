@@ -14,7 +14,7 @@ from ..model.latents import vae_scale_factor
 from ..pretrained import DEFAULT_MODEL, find_model
 from ..ranges import CONTEXT_WEIGHT, GUIDANCE, LAYOUT_STRENGTH, PIXELS, SHARE, STEPS, whole_number
 from .inputs import Inputs, collect_inputs
-from .outputs import check_writable, numbered, one_a_query
+from .outputs import check_keeps, check_writable, output_files
 from .parser import new_command
 
 if TYPE_CHECKING:
@@ -154,12 +154,12 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = collect_inputs(arguments)
     from ..images import check_image_path
 
-    files = [arguments.out]
-    if not arguments.grid:
-        names = one_a_query(arguments.out, inputs.queries)
-        files = [file for name in names for file in numbered(name, arguments.num_images)]
+    check_image_path(arguments.out)
+    grid = arguments.grid
+    files = [arguments.out] if grid else output_files(arguments.out, inputs.queries, arguments.num_images)
     for file in files:
         check_image_path(file)
+    check_keeps([*inputs.context, *inputs.queries], files)
     check_writable(files[0])
 
     model_path = find_model(arguments.model)
@@ -175,13 +175,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     outputs = []
     for images in _sample(arguments, inputs, context, queries, model_path, device, dtype):
-        if not arguments.grid:
-            for image in images:
+        for image in images:
+            if not grid:
                 print(save_image(image, files[len(outputs)]))
-                outputs.append(image)
-        else:
-            outputs.extend(images)
-    if arguments.grid:
+            outputs.append(image)
+    if grid:
         from .grid import inputs_and_outputs
 
         print(save_image(inputs_and_outputs(queries, inputs.map_name, context, outputs), arguments.out))

@@ -43,6 +43,13 @@ from .words import files, one_error_line
         (["--context", "absent.png"], ["absent.png", "does not exist"]),
         (["--query", "absent.png"], ["absent.png", "does not exist"]),
         (["--query", "a/boat.png", "b/boat.png"], ["called boat", "rename one"]),
+        (["--query", "a/boat.png", "b/Boat.png"], ["called boat and Boat", "one name on other systems", "rename one"]),
+        (["--query", "a/caf\u00e9.png", "b/cafe\u0301.png"], ["one name on other systems"]),
+        (["--prompt", "-fox"], ["--prompt", "--prompt=-fox"]),
+        (["--context", "-a.png", "--prompt", "moon"], ["--context=-a.png"]),
+        (["--prompt"], ["--prompt: expected one argument (see"]),
+        (["--prompt", "moon", "--context-weights", "1e38"], ["--context-weights", "[0, 1000]"]),
+        (["--prompt", "moon", "--text-guidance", "1e38"], ["--text-guidance", "[-100, 100]"]),
         (["--no-such-option"], ["--out"]),
     ],
 )
@@ -53,6 +60,23 @@ def test_wrong_arguments(run, no_sampling, tmp_path, words, names):
     assert (code, out) == (2, "") and one_error_line(err), err
     for name in names:
         assert name in err
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("option", ["--context", "--query"])
+def test_an_input_is_not_replaced(run, no_sampling, pictures, tmp_path, option):
+    original = (pictures / "a.png").read_bytes()
+    (tmp_path / "mine.png").write_bytes(original)
+    (tmp_path / "mine-1.png").symlink_to("mine.png")
+    for out in (["mine.png"], ["./mine.png", "--grid"], ["mine.png", "--num-images", 2], [tmp_path / "mine.png"]):
+        code, _, err = run(option, "mine.png", "--out", *out)
+        assert code == 2 and one_error_line(err) and "is an input and would be replaced" in err, err
+    assert (tmp_path / "mine.png").read_bytes() == original and files(tmp_path) == ["mine-1.png", "mine.png"]
+
+
+def test_half_of_a_character(run, tmp_path):
+    code, _, err = run("--prompt", "moon \udcff", "--out", "x.png")
+    assert code == 2 and one_error_line(err) and r"'\udcff' at place 5" in err
     assert files(tmp_path) == []
 
 
