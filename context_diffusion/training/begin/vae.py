@@ -48,20 +48,18 @@ def load_vae(folder: str | Path) -> nn.Module:
     path = Path(folder) / "vae"
     if not (path / "config.json").is_file():
         raise ContextDiffusionError(f"{folder} has no vae/ folder of the vae stage: run that stage first")
-    damaged = f"{path} is damaged: run the vae stage again, or name another folder"
     try:
         kind = json.loads((path / "config.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ContextDiffusionError(damaged) from error
-    if kind != AutoencoderTiny.__name__:
+        if kind == AutoencoderTiny.__name__:
+            return AutoencoderTiny.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ContextDiffusionError(
-            f"{path} holds an {kind} and the vae stage writes an {AutoencoderTiny.__name__}: name the folder of a run "
-            "of that stage"
-        )
-    try:
-        return AutoencoderTiny.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ContextDiffusionError(f"{damaged} ({' '.join(str(error).split())[:200]})") from error
+            f"{path} is damaged: run the vae stage again, or name another folder ({' '.join(str(error).split())[:200]})"
+        ) from error
+    raise ContextDiffusionError(
+        f"{path} holds an {kind} and the vae stage writes an {AutoencoderTiny.__name__}: name the folder of a run of "
+        "that stage"
+    )
 
 
 def with_blocks(vae: nn.Module, encoder_blocks: Sequence[int], decoder_blocks: Sequence[int]) -> nn.Module:
