@@ -50,12 +50,15 @@ class Range:
         Raises:
             ContextDiffusionError: anything else.
         """
+        numbers = []
         for name, value in values.items():
-            if value not in self:
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                got = f"{name} is {value}" if number else f"{name}: got {type(value).__name__}"
+            read = self.read(value)
+            if read is None:
+                is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                got = f"{name} is {value}" if is_number else f"{name}: got {type(value).__name__}"
                 raise ContextDiffusionError(f"{got}, expected {self}")
-        return [self.read(value) for value in values.values()]
+            numbers.append(read)
+        return numbers
 
     def __call__(self, text: str) -> int | float:
         """An option's text as a number.
