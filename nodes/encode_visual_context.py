@@ -13,8 +13,6 @@ _MAX_IMAGES = 16
 _SOCKETS = 8
 # How many images go through the encoder at once: enough to keep it busy, and memory does not grow with k.
 _CHUNK = 8
-# What the host's encoders give for each image, the first always; other nodes read the others.
-FEATURES = ("last_hidden_state", "penultimate_hidden_states", "image_embeds", "all_hidden_states", "mm_projected")
 
 
 class ContextDiffusionEncodeVisualContext(io.ComfyNode):
@@ -145,6 +143,7 @@ def _encode(clip_vision, batches, weights, aggregation, crop):
     import comfy.utils
     import torch
 
+    from ..context_diffusion.checkpoint.style import FEATURES
     from ..context_diffusion.errors import ContextDiffusionError
     from ..context_diffusion.model.visual_context import RunningJoin
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from .category import CATEGORY
-from .encode_visual_context import FEATURES
 from .folders import BUNDLED, STYLES, file_state, fingerprint
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class ContextDiffusionSaveVisualContext(io.ComfyNode):
         import folder_paths
         import torch
 
-        from ..context_diffusion.checkpoint.style import save_style, style_path
+        from ..context_diffusion.checkpoint.style import FEATURES, TOKENS, save_style, style_path
         from .checks import check_visual_context
 
         check_visual_context(visual_context)
@@ -92,7 +91,7 @@ class ContextDiffusionSaveVisualContext(io.ComfyNode):
         path = style_path(folder, name)
         features = {feature: getattr(visual_context, feature, None) for feature in FEATURES}
         tensors = {feature: value for feature, value in features.items() if isinstance(value, torch.Tensor)}
-        info = dict(getattr(visual_context, "context_diffusion", {"images": len(tensors[FEATURES[0]])}))
+        info = dict(getattr(visual_context, "context_diffusion", {"images": len(tensors[TOKENS])}))
         info["image_sizes"] = [list(size) for size in getattr(visual_context, "image_sizes", [])]
         replaced = os.path.exists(path)  # says no where Path.exists raises, on names too long
         written = save_style(path, tensors, info, overwrite)
@@ -136,7 +135,7 @@ class ContextDiffusionLoadVisualContext(io.ComfyNode):
         import comfy.model_management
         import torch
 
-        from ..context_diffusion.checkpoint.style import load_style
+        from ..context_diffusion.checkpoint.style import FEATURES, load_style
 
         tensors, info = load_style(_style_file(name))
         device = comfy.model_management.intermediate_device()

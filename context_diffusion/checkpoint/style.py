@@ -18,7 +18,7 @@ from .header import CHECKSUM_KEY, DTYPES, checksums, open_tensors
 
 SUFFIX = ".safetensors"
 FORMAT_VERSION = 1
-# The tensor that every style has, and those that some encoders give beside it.
+# What the host's image encoders give for each image, the first always.
 TOKENS = "last_hidden_state"
 FEATURES = (TOKENS, "penultimate_hidden_states", "image_embeds", "all_hidden_states", "mm_projected")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from context_diffusion.images import load_image_as_tensor
 
@@ -300,7 +301,7 @@ def test_damaged_and_foreign_style_files(host: Server) -> None:
     (folder / "damaged.safetensors").write_bytes(content[:-9])
     with pytest.raises(NodeError, match="truncated.*save it again"):
         _load(host, "damaged.safetensors")
-    (folder / "foreign.safetensors").write_bytes(content.replace(b"context_diffusion.visual_context", b"x" * 32))
+    save_file({"last_hidden_state": torch.zeros(1, 5, 8)}, folder / "foreign.safetensors")
     with pytest.raises(NodeError, match="not a saved visual context"):
         _load(host, "foreign.safetensors")
     with pytest.raises(PromptRejected, match="not in list"):
