@@ -216,11 +216,13 @@ def test_wrong_weights_are_one_line(host: Server) -> None:
         metadata, weights = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}
     del metadata["context_diffusion.checksum"]
     rows = "text_encoder.text_model.embeddings.token_embedding.weight"
+    norm = "text_encoder.text_model.final_layer_norm.bias"
     for name, change, words in (
         ("less", {"unet.conv_in.bias": None}, "the unet lacks 1 weights"),
         ("more", {"unet.conv_in.scale": torch.ones(1)}, "no place for (conv_in.scale among them)"),
         ("shape", {"layout_encoder.conv_in.bias": torch.zeros(3)}, "is [3], but its config asks for [32]"),
-        ("text", {rows: torch.zeros(7, 32)}, "text_encoder: size mismatch"),
+        ("rows", {rows: torch.zeros(7, 32)}, "the text_encoder config has vocab_size 540, and its tensors show 7"),
+        ("text", {norm: torch.zeros(7)}, "text_encoder: size mismatch"),
         ("vae", {"vae.encoder.conv_in.bias": torch.zeros(7)}, "vae: size mismatch"),
         ("nan", {"unet.conv_in.bias": torch.full((32,), float("nan"))}, "NaN"),
     ):
