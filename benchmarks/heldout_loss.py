@@ -20,8 +20,11 @@ from torch import Tensor
 
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
-from context_diffusion.evaluation.protocol import PARTS, Case, contexts, heldout_cases, queries, truths
-from context_diffusion.evaluation.statistics import Interval, ratio_of_means
+from context_diffusion.evaluation.cases.case import Case
+from context_diffusion.evaluation.cases.heldout import PARTS, TASK, heldout_cases
+from context_diffusion.evaluation.cases.pictures import contexts, queries, truths
+from context_diffusion.evaluation.cases.tasks import TASKS
+from context_diffusion.evaluation.estimates import Estimate, mean_estimate
 from context_diffusion.maps import make_map
 from context_diffusion.model.context_diffusion import ContextDiffusion
 from context_diffusion.model.guidance import FULL
@@ -66,9 +69,11 @@ def losses_of(model: ContextDiffusion, truth: Tensor, query: Tensor, context: Te
     return torch.cat(rows)
 
 
-def change(losses: Tensor, first: Tensor, cases: Sequence[Case]) -> Interval:
+def change(losses: Tensor, first: Tensor, cases: Sequence[Case]) -> Estimate:
     """How many times the first model's loss, over all levels."""
-    return ratio_of_means(losses.mean(1), first.mean(1), [case.key for case in cases])
+    keys = [case.key for case in cases]
+    own, other = (mean_estimate(each.mean(1), keys, samples=2000) for each in (losses, first))
+    return own.over(other)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,8 +97,9 @@ def main() -> None:
             parser.error(f"{path} has no {missing[0]} and so no context: leave it out")
     library = EmojiLibrary(arguments.data)
     cases = heldout_cases(library, arguments.count, arguments.count // 2, arguments.count // 2, arguments.k)
-    truth, query = truths(library, cases), queries(library, cases)
-    right, wrong = contexts(library, cases), contexts(library, cases, shuffled=True)
+    task = TASKS[TASK]
+    truth, query = truths(library, "image", cases), queries(library, task, cases)
+    right, wrong = (contexts(library, task, cases, arguments.k, shuffled) for shuffled in (False, True))
     first: dict[str, Tensor] = {}
     print(
         f"{'part':<11} {'images':>6}  "

@@ -23,8 +23,8 @@ from torch import Tensor
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.choices import SAMPLERS
 from context_diffusion.data.library import EmojiLibrary
+from context_diffusion.evaluation.estimates import Estimate, mean_estimate
 from context_diffusion.evaluation.metrics import rmse, squared_error
-from context_diffusion.evaluation.statistics import ratio_of_means, rmse_ratio
 from context_diffusion.images import image_grid, save_image
 from context_diffusion.maps import make_map
 from context_diffusion.sampling.flow import FlowSampler, SamplingBatch
@@ -100,8 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = [index for index, style in enumerate(styles) if name in (style, "all")]
             keys = [cases[index][1] for index in rows]
             mine, shuffled = rmse(images[rows], truth[rows]), rmse(other[rows], truth[rows])
-            errors = [squared_error(drawing[rows], truth[rows]) for drawing in (images, first[0])]
-            changes = (str(rmse_ratio(*errors, keys)), str(ratio_of_means(losses[rows], first[1][rows], keys)))
+            errors, plain = (squared_error(drawing[rows], truth[rows]) for drawing in (images, first[0]))
+            changes = (
+                str(_mean(errors[0], keys, errors[1]).over(_mean(plain[0], keys, plain[1])).root()),
+                str(_mean(losses[rows], keys).over(_mean(first[1][rows], keys))),
+            )
             print(
                 f"{name:<18} {len(rows):>6} {mine:>6.3f} {shuffled:>8.3f} {mine / shuffled:>6.3f}  {changes[0]:<22} "
                 f"{losses[rows].mean():>7.4f}  {changes[1]}",
@@ -115,6 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         names = [Path(path).stem for path in given.models]
         save_image(image_grid(rows, [*["context"] * CONTEXT, "query", *names, "truth"]), given.grid)
+
+
+def _mean(sums: Tensor, keys: Sequence[str], counts: Tensor | None = None) -> Estimate:
+    return mean_estimate(sums, keys, counts, samples=2000)
 
 
 def _first(styles: Sequence[str], name: str) -> list[int]:

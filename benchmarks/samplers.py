@@ -10,33 +10,24 @@ come with 95% bootstrap intervals over emoji; `deviation of euler` is a paired r
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from context_diffusion.data.library import EmojiLibrary
+from context_diffusion.evaluation.cases.heldout import HeldoutCases, heldout_cases
 from context_diffusion.evaluation.chunks import to_pixels
-from context_diffusion.evaluation.color import Regions, color_deviation, color_regions
-from context_diffusion.evaluation.estimates import Estimate, kid_estimate
-from context_diffusion.evaluation.heldout import make_chunk, protocol_chunks
+from context_diffusion.evaluation.color import color_deviation, color_regions
+from context_diffusion.evaluation.estimates import Estimate, kid_estimate, mean_estimate
+from context_diffusion.evaluation.generate import make_chunk
 from context_diffusion.evaluation.metrics import squared_error
-from context_diffusion.evaluation.options import load_for_sampling
-from context_diffusion.evaluation.protocol import heldout_cases, truths
-from context_diffusion.evaluation.statistics import Interval, resample_groups, rmse_interval
+from context_diffusion.evaluation.plan import Plan
+from context_diffusion.evaluation.run import load_for_sampling
 from context_diffusion.features.networks import EfficientNetLite0Features, embed_images
 from context_diffusion.sampling.flow import FlowSampler
 
 BATCH = 32
 CELLS = (("seen", "cp"), ("seen", "c"), ("unseen", "c"))
-
-
-def deviation_of(images: Tensor, regions: Regions, groups: Sequence[str]) -> Estimate:
-    """Mean deviation of color over all areas, see `color_deviation`."""
-    sums, counts = color_deviation(images, regions)
-    weights = resample_groups(groups)
-    return Estimate(float(sums.sum() / counts.sum()), (weights @ sums) / (weights @ counts))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,28 +45,30 @@ def main() -> None:
     options = build_parser().parse_args()
     library, features = EmojiLibrary(options.data), EfficientNetLite0Features()
     model = load_for_sampling(options.model, "bf16_matmul")
-    every = heldout_cases(library, options.count, options.count, 0)
+    plan = Plan(HeldoutCases(library, heldout_cases(library, options.count, options.count, 0)), 1, BATCH)
     print("| styles | setting | steps | sampler | RMSE | KID-EffNetLite0 | color deviation | deviation of euler |")
     print("|---|---|---|---|---|---|---|---|")
     for part, setting in CELLS:
-        cases = [case for case in every if case.part == part]
-        groups = [case.key for case in cases]
-        chunks = [one for one in protocol_chunks(every, 1, BATCH) if (one.part, one.setting) == (part, setting)]
-        truth = truths(library, cases)
-        regions, wanted = color_regions(truth), embed_images(features, to_pixels(truth))
+        cell, control = plan.case_set.cell(part, setting), plan.case_set.cell(part, "real")
+        groups = [case.key for case in plan.case_set.cases(cell)]
+        truth = plan.case_set.control(control)
+        regions, wanted = color_regions(truth), embed_images(features, to_pixels(truth).contiguous())
         for steps in options.steps:
             plain: Estimate | None = None
             for name in ("euler", "lcm"):
                 sampler = FlowSampler(model, steps, options.guidance, options.guidance, name)
-                images = torch.cat([make_chunk(model, sampler, library, cases, chunk) for chunk in chunks])
-                deviation = deviation_of(images, regions, groups)
+                chunks = plan.cell_chunks(cell, 0)
+                images = torch.cat([make_chunk(model, sampler, plan.case_set, chunk) for chunk in chunks])
+                sums, counts = color_deviation(images, regions)
+                deviation = mean_estimate(sums, groups, counts, samples=2000)
                 plain = plain or deviation
-                kid = kid_estimate(embed_images(features, to_pixels(images))[None], wanted, groups, samples=500)
+                pixels = to_pixels(images).contiguous()
+                sums, counts = squared_error(images, truth)
                 figures = [
-                    rmse_interval(*squared_error(images, truth), groups),
-                    Interval(*kid.triple()),
-                    Interval(*deviation.triple()),
-                    "" if name == "euler" else Interval(*deviation.over(plain).triple()),
+                    mean_estimate(sums, groups, counts, samples=2000).root(),
+                    kid_estimate(embed_images(features, pixels), wanted, groups, samples=500),
+                    deviation,
+                    "" if name == "euler" else deviation.over(plain),
                 ]
                 print(f"| {part} | {setting} | {steps} | {name} | {' | '.join(map(str, figures))} |", flush=True)
 

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from context_diffusion.data.library import EmojiLibrary
+from context_diffusion.evaluation.cases.case import Cell
+from context_diffusion.evaluation.cases.selection import Selection
+from context_diffusion.evaluation.cases.table import TableCases
 from context_diffusion.evaluation.chunks import held_facts, to_pixels
 from context_diffusion.evaluation.color import Regions, color_deviation, color_regions
 from context_diffusion.evaluation.estimates import kid_estimate
-from context_diffusion.evaluation.table.cases import table_cases
-from context_diffusion.evaluation.table.generate import load_cell
-from context_diffusion.evaluation.table.pictures import truths
-from context_diffusion.evaluation.table.plan import Cell, cell_cases
+from context_diffusion.evaluation.generate import load_images
+from context_diffusion.evaluation.plan import Plan
 from context_diffusion.features.networks import EfficientNetLite0Features, embed_images
 
 
@@ -66,17 +67,17 @@ def rows_of(table: Path, library: EmojiLibrary, tasks: list[str], embed: Callabl
     """One row a part, task, setting and model of a table's folder."""
     protocol = json.loads((table / "table.json").read_text())["protocol"]
     k, rows = protocol["main_k"], []
-    for part in ("seen", "unseen"):
-        cases = {part: table_cases(library, part, protocol["count"])}
+    case_set = TableCases(library, Selection(tasks=tuple(tasks), ks=(k,), count=protocol["count"]))
+    for part in case_set.parts:
         for task in tasks:
+            truth = case_set.control(Cell(part, task, "truth"))
+            regions, wanted = color_regions(truth), embed(truth)
             for setting in ("cp", "c"):
                 cell = Cell(part, task, setting, k)
-                chosen = cell_cases(cell, cases)
-                truth = truths(library, "image", chosen)
-                regions, wanted = color_regions(truth), embed(truth)
-                groups = [case.key for case in chosen]
+                groups = [case.key for case in case_set.cases(cell)]
                 for folder in sorted(path for path in (table / "images").iterdir() if path.is_dir()):
-                    images = load_cell(folder, cell, len(chosen), 0, held_facts(folder)["batch_size"]).float() / 255
+                    plan = Plan(case_set, 1, held_facts(folder)["batch_size"])
+                    images = load_images(plan, folder, cell, 0).float() / 255
                     versions = changed(images, truth, regions)
                     kid = [kid_estimate(embed(v)[None], wanted, groups, samples=10).value for v in versions.values()]
                     sums, counts = color_deviation(images, regions)
@@ -101,7 +102,9 @@ def main() -> None:
     print("| styles | task | setting | model | KID | even | right | both | deviation | colors off |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for table in options.tables:
-        for row in rows_of(table, library, options.tasks, lambda images: embed_images(features, to_pixels(images))):
+        for row in rows_of(
+            table, library, options.tasks, lambda images: embed_images(features, to_pixels(images).contiguous())
+        ):
             print("| " + " | ".join(row) + " |", flush=True)
 
 

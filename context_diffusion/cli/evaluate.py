@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 
-from ..evaluation.__main__ import add_arguments
-from ..evaluation.__main__ import run as run_protocol
-from ..evaluation.table import command as table_command
+from ..evaluation import heldout as heldout_command
+from ..evaluation import table as table_command
 from ..pretrained import find_model
 from .outputs import check_writable
 from .parser import new_command
@@ -42,7 +41,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         description="Make images of held-out emoji in every setting and measure them.",
         epilog=_EPILOG,
     )
-    add_arguments(heldout)
+    heldout_command.add_arguments(heldout)
     table = new_command(
         protocols,
         "table",
@@ -59,7 +58,7 @@ def run_heldout(arguments: argparse.Namespace) -> int:
     arguments.model = find_model(arguments.model)
     check_writable(arguments.out / "heldout.md")
     logging.getLogger("context_diffusion").setLevel(logging.INFO)
-    run_protocol(arguments)
+    heldout_command.run(arguments)
     return 0
 
 

@@ -50,6 +50,10 @@ class EmojiLibrary:
         for style in self.style_info:
             self._load_style(style)
 
+    def __reduce__(self) -> tuple:
+        # Another process opens the files itself: no pixels are sent.
+        return type(self), (self.folder,)
+
     @cached_property
     def digest(self) -> str:
         """A short name for the index: which emoji in which styles, and what is held out."""

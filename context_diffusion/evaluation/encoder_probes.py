@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..features.networks import EfficientNetLite0Features
+from ..features import networks
 from ..model.visual_context import clip_preprocess
+from .estimates import mean_estimate
 from .probes import fit_probe
-from .statistics import mean_interval
 
 if TYPE_CHECKING:
     from ..data.library import EmojiLibrary
@@ -27,7 +27,7 @@ def pooled_tokens(image_encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pooled_maps(network: EfficientNetLite0Features, images: Tensor) -> Tensor:
+def pooled_maps(network: networks.EfficientNetLite0Features, images: Tensor) -> Tensor:
     """The same of EfficientNet-Lite0's last map: (B, 3, H, W) -> (B, 2560)."""
     maps = network.maps(images).flatten(2)
     return torch.cat([maps.mean(2), maps.std(2, correction=0)], dim=1)
@@ -49,7 +49,7 @@ def probe_encoder(
         `style` and `dominant_color` -> `image_encoder`, `EffNetLite0` and `chance` (the commonest class) ->
         accuracy [value, low, high].
     """
-    network = EfficientNetLite0Features()
+    network = networks.EfficientNetLite0Features()
     rng = np.random.default_rng(seed)
     sets = {}
     for name, pools, size in (
@@ -81,9 +81,8 @@ def probe_encoder(
         for features in ("image_encoder", network.name):
             probe = fit_probe(torch.cat(train[features]), train[label], train["key"])
             correct = probe.correct(torch.cat(test[features]), test[label])
-            found = mean_interval(correct, test["key"])
-            report[label][features] = [found.value, found.low, found.high]
+            report[label][features] = mean_estimate(correct, test["key"], samples=2000).triple()
         commonest = max(sorted(set(train[label])), key=train[label].count)
-        share = sum(one == commonest for one in test[label]) / len(test[label])
+        share = test[label].count(commonest) / len(test[label])
         report[label]["chance"] = [share, share, share]
     return report

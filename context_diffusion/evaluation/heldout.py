@@ -1,164 +1,91 @@
-"""Run the held-out protocol: generate in chunks that survive a kill, in one process or in shards."""
+"""`context-diffusion evaluate heldout`: the held-out figures of a model, from one command.
+
+Generation goes on where it stopped, and may be shared: run one process with `--shard 0/2` and one with
+`--shard 1/2`; when every image is there, a run of either measures.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
+import argparse
 
 from ..errors import ContextDiffusionError
-from ..maps import make_map
-from ..sampling.flow import Sampler, SamplingBatch
-from .chunks import claim_folder, load_chunks, make_chunks
-from .protocol import PART_SETTINGS, PARTS, Case, cases_digest, contexts, queries, truths
-
-if TYPE_CHECKING:
-    from ..data.library import EmojiLibrary
-    from ..model.context_diffusion import ContextDiffusion
+from ..ranges import whole_number
+from .options import add_run, sampling
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One file of generated images: some cases of one part, in one setting, from one seed.
-
-    Attributes:
-        part: one of `PARTS`.
-        setting: one of `SETTINGS`, or `vae`.
-        seed: 0, 1, ...; the noise of case i is seeded by it and by i.
-        start: first case, counted within the part.
-        stop: one past the last.
-    """
-
-    part: str
-    setting: str
-    seed: int
-    start: int
-    stop: int
-
-    def path(self, folder: Path) -> Path:
-        return folder / f"{self.part}-{self.setting}-{self.seed}-{self.start:05d}.safetensors"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add_run(parser)
+    parser.add_argument("--seeds", type=whole_number(1), default=3, help="runs with other noise (default 3)")
+    parser.add_argument("--seen", type=whole_number(0), default=630, help="images in the train styles")
+    parser.add_argument("--unseen", type=whole_number(0), default=320, help="images in the unseen styles")
+    parser.add_argument(
+        "--transforms", type=whole_number(0), default=320, help="images under held-out style transforms"
+    )
 
 
-def protocol_chunks(cases: Sequence[Case], seeds: int = 3, batch_size: int = 32) -> Iterator[Chunk]:
-    """Every chunk of the protocol, first seed first; the VAE's reconstructions have one seed only."""
-    totals = {part: sum(case.part == part for case in cases) for part in PARTS}
-    for seed in range(seeds):
-        for part, total in totals.items():
-            for setting in (*PART_SETTINGS[part], *(("vae",) if seed == 0 else ())):
-                for start in range(0, total, batch_size):
-                    yield Chunk(part, setting, seed, start, min(start + batch_size, total))
-
-
-def noise_seed(seed: int, part: str, position: int) -> int:
-    """The noise of one image: the same in every setting, so that settings compare in pairs."""
-    digest = hashlib.sha256(f"{seed}:{part}:{position}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")
-
-
-def generate_heldout(
-    model: ContextDiffusion,
-    sampler: Sampler,
-    library: EmojiLibrary,
-    cases: Sequence[Case],
-    out: str | Path,
-    *,
-    fingerprint: str,
-    seeds: int = 3,
-    batch_size: int = 32,
-    shard: tuple[int, int] = (0, 1),
-    progress: bool | None = None,
-) -> bool:
-    """Make every image of the protocol that is not on disk yet, one safetensors file of uint8 pixels a chunk.
-
-    Args:
-        model: for its VAE's reconstructions.
-        sampler: makes the images.
-        library: the emoji data set.
-        cases: from `heldout_cases`.
-        out: folder of the results; a run that was killed goes on in the same folder.
-        fingerprint: names the model and how it is sampled; a folder holds the images of one.
-        seeds: how many.
-        batch_size: images at once, and cases a file.
-        shard: (i, n): this process makes every n-th chunk from the i-th on.
-        progress: see `make_chunks`.
+def run(options: argparse.Namespace) -> bool:
+    """Generate what is missing; measure when all is there.
 
     Returns:
-        Whether the folder now holds every chunk, those of other shards too.
+        Whether the figures were written.
 
     Raises:
-        ContextDiffusionError: a bad shard, or a folder of another model or protocol.
+        ContextDiffusionError: an option out of range, missing packages, weights or data, or a folder of another run.
     """
-    index, total = shard
-    if not 0 <= index < total:
-        raise ContextDiffusionError(f"shard is {index}/{total}: give i/n with 0 <= i < n")
-    out = Path(out)
-    claim_folder(out, {"fingerprint": fingerprint, "cases": cases_digest(cases), "batch_size": batch_size})
-    chunks = list(protocol_chunks(cases, seeds, batch_size))
-    by_part = {part: [case for case in cases if case.part == part] for part in PARTS}
-    return make_chunks(
-        chunks,
-        out,
-        lambda chunk: make_chunk(model, sampler, library, by_part[chunk.part], chunk),
-        "held-out",
-        shard,
-        progress,
-    )
+    _check(options)
+    from .cases.heldout import HeldoutCases, heldout_cases
+    from .encoder_probes import probe_encoder
+    from .figures import write_heldout_grid
+    from .judges import fit_judges
+    from .measure import measure
+    from .plan import Plan
+    from .report import heldout_markdown, write_report
+    from .run import Model, file_digest, load_for_sampling, log_written, make_images, read_inputs
+    from .summary import heldout_parts
+
+    library, squeezenet = read_inputs(options)
+    case_set = HeldoutCases(library, heldout_cases(library, options.seen, options.unseen, options.transforms))
+    plan = Plan(case_set, options.seeds, options.batch_size)
+    digest = file_digest(options.model)
+    images = options.out / "images"
+    facts = {"fingerprint": _fingerprint(digest, options), "cases": case_set.digest(), "batch_size": options.batch_size}
+    if not make_images(plan, [Model("held-out", "--model", options.model, digest, images, facts)], options):
+        return False
+    judges = fit_judges(library, squeezenet)
+    rows = measure(plan, [images], judges, None, options.workers)
+    report = {
+        "protocol": {
+            "model": options.model.name,
+            "sha256": digest,
+            "query": "soft edge of the target",
+            "context_images": case_set.k,
+            "seeds": options.seeds,
+            **sampling(options),
+        },
+        "parts": heldout_parts(case_set, rows, images, judges.kid_features.name),
+    }
+    image_encoder = load_for_sampling(options.model, options.precision).image_encoder
+    if image_encoder is not None:
+        report["probes"] = probe_encoder(image_encoder, library)
+    grid = write_heldout_grid(plan, images, options.out)
+    log_written([*write_report(report, heldout_markdown(report), options.out, "heldout"), grid])
+    return True
 
 
-@torch.no_grad()
-def make_chunk(
-    model: ContextDiffusion, sampler: Sampler, library: EmojiLibrary, cases: Sequence[Case], chunk: Chunk
-) -> Tensor:
-    """The images of one chunk, (B, 3, H, W) in [0, 1].
-
-    Args:
-        model: for its VAE.
-        sampler: makes the images.
-        library: the emoji data set.
-        cases: those of the chunk's part.
-        chunk: which of them, in which setting.
-    """
-    chosen = cases[chunk.start : chunk.stop]
-    if chunk.setting == "vae":
-        images = truths(library, chosen)
-        return model.decode_latents(model.encode_images(images.to(next(model.vae.parameters()))))
-    context = pairs = None
-    if chunk.setting in ("cp", "c", "shuffled"):
-        context = contexts(library, chosen, shuffled=chunk.setting == "shuffled")
-        if getattr(sampler, "wants_context_queries", False):
-            # The map that the targets' queries are.
-            pairs = make_map(context.flatten(0, 1), "softedge").unflatten(0, context.shape[:2])
-    prompts = None
-    if chunk.setting in ("cp", "p"):
-        prompts = tuple(library.caption(case.style, case.key) for case in chosen)
-    return sampler.generate(
-        SamplingBatch(
-            seeds=tuple(noise_seed(chunk.seed, chunk.part, i) for i in range(chunk.start, chunk.stop)),
-            query=queries(library, chosen),
-            context=context,
-            prompts=prompts,
-            size=library.size,
-            context_queries=pairs,
-        )
-    )
+def _fingerprint(digest: str, options: argparse.Namespace) -> str:
+    """What images are made with, in a line: those of another line are not mixed in."""
+    # fp32 is not named, so that images of before there was a choice still count.
+    precision = "" if options.precision == "fp32" else f", {options.precision}"
+    name = "Euler" if options.sampler == "euler" else options.sampler
+    return f"model {digest}, {options.steps} {name} steps, guidance {options.guidance:g}{precision}"
 
 
-def load_images(
-    out: str | Path, cases: Sequence[Case], part: str, setting: str, seed: int, batch_size: int = 32
-) -> Tensor:
-    """Generated images of one part, setting and seed, uint8 (n, 3, H, W), in the order of the part's cases.
-
-    Raises:
-        ContextDiffusionError: chunks are missing.
-    """
-    files = [
-        chunk.path(Path(out))
-        for chunk in protocol_chunks(cases, seed + 1, batch_size)
-        if (chunk.part, chunk.setting, chunk.seed) == (part, setting, seed)
-    ]
-    return load_chunks(files, f"{part}, {setting}, seed {seed}")
+def _check(options: argparse.Namespace) -> None:
+    counts = {name: getattr(options, name) for name in ("seen", "unseen", "transforms")}
+    for name, count in counts.items():
+        # KID compares distributions: one image is none.
+        if count == 1:
+            raise ContextDiffusionError(f"--{name} is {count}: give 0 to leave the part out, or at least 2")
+    if not any(counts.values()):
+        raise ContextDiffusionError("--seen, --unseen and --transforms are all 0: nothing is left to measure")

@@ -1,7 +1,7 @@
 """Distances between images, and between sets of features.
 
 Sums over pixels come a sample at a time (`squared_error`), so that pooled figures and their bootstrap
-intervals (`statistics.py`) stand on the same numbers.
+intervals (`estimates.py`) stand on the same numbers. KID is an estimate too: its intervals need every kernel.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def rmse(first: Tensor, second: Tensor, mask: Tensor | None = None) -> float:
     Args:
         first: (B, 3, H, W) in [0, 1].
         second: the same shape.
-        mask: (B, H, W) bool, say `foreground_mask(truth)`; None for whole images.
+        mask: (B, H, W) bool, say `cases.pictures.foregrounds`; None for whole images.
     """
     sums, counts = squared_error(first, second, mask)
     return float((sums.sum() / counts.sum()).sqrt())
@@ -74,76 +74,9 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def foreground_mask(images: Tensor, tolerance: float = 0.06) -> Tensor:
-    """The picture without its background: what is not the corners' color or does not reach the border in it.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1].
-        tolerance: largest difference to the median corner color, in any channel, that is still background.
-
-    Returns:
-        (B, H, W) bool; True in the foreground. Where the corners disagree, everything may be foreground.
-    """
-    from skimage.measure import label
-
-    corners = torch.stack([images[..., 0, 0], images[..., 0, -1], images[..., -1, 0], images[..., -1, -1]], dim=-1)
-    color = corners.median(dim=-1).values[..., None, None]
-    plain = ((images - color).abs().amax(1) <= tolerance).cpu()
-    masks = torch.ones_like(plain)
-    for index, flat in enumerate(plain.numpy()):
-        components = torch.from_numpy(label(flat, connectivity=1))
-        border = torch.cat([components[0], components[-1], components[:, 0], components[:, -1]]).unique()
-        masks[index] = ~torch.isin(components, border[border > 0])
-    return masks.to(images.device)
-
-
-def kid(first: Tensor, second: Tensor, subset_size: int | None = None, subsets: int = 50, seed: int = 0) -> float:
-    """Kernel inception distance: unbiased MMD^2 under k(x, y) = (x.y / d + 1)^3 (arXiv 1801.01401).
-
-    Name a figure by its features: KID-EffNetLite0. Near 0, and at times below it, for equal distributions.
-
-    Args:
-        first: features (n, d), n at least 2.
-        second: features (m, d), m at least 2.
-        subset_size: mean over random subsets of this size; None takes all at once.
-        subsets: how many subsets.
-        seed: of the subsets.
-
-    Raises:
-        ContextDiffusionError: other shapes, or too few features.
-    """
-    _check_features(first, second)
-    if subset_size is None:
-        return float(_mmd2(first.double(), second.double()))
-    if not 2 <= subset_size <= min(len(first), len(second)):
-        raise ContextDiffusionError(
-            f"subset_size is {subset_size}; with {len(first)} and {len(second)} features it can be "
-            f"2 to {min(len(first), len(second))}"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for _ in range(subsets):
-        a = torch.randperm(len(first), generator=generator)[:subset_size]
-        b = torch.randperm(len(second), generator=generator)[:subset_size]
-        values.append(_mmd2(first[a].double(), second[b].double()))
-    return float(torch.stack(values).mean())
-
-
 def polynomial_kernel(first: Tensor, second: Tensor) -> Tensor:
     """k(x, y) = (x.y / d + 1)^3 for all pairs: (n, d), (m, d) -> (n, m)."""
     return (first @ second.T / first.shape[1] + 1.0) ** 3
-
-
-def _mmd2(first: Tensor, second: Tensor) -> Tensor:
-    n, m = len(first), len(second)
-    within_first = polynomial_kernel(first, first)
-    within_second = polynomial_kernel(second, second)
-    # The diagonal is left out: that makes the estimate unbiased.
-    return (
-        (within_first.sum() - within_first.diagonal().sum()) / (n * (n - 1))
-        + (within_second.sum() - within_second.diagonal().sum()) / (m * (m - 1))
-        - 2.0 * polynomial_kernel(first, second).mean()
-    )
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

@@ -1,243 +1,172 @@
-"""From generated images to figures: every metric of the held-out protocol, with intervals over codepoints."""
+"""From everything that was measured to the report of a run: every figure and every comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..features.networks import EfficientNetLite0Features, SqueezeNetFeatures, embed_images
-from .color import Regions, color_deviation, color_regions, palette_distance
-from .heldout import load_images
-from .layout import edge_f1, edges
-from .metrics import psnr, squared_error, ssim
-from .probes import LinearProbe, fit_probe
-from .protocol import PART_SETTINGS, PARTS, Case, foregrounds, truths
-from .statistics import Interval, kid_interval, mean_interval, ratio_of_means, rmse_interval, rmse_ratio
-from .workers import parallel_map
+from .cases.case import Cell
+from .cases.heldout import PART_SETTINGS
+from .cases.tasks import TASKS
+from .compare import TaskFigures, between_models, within_model
+from .estimates import Estimate, kid_estimate, mean_estimate
+from .measure import Job, Rows
 
 if TYPE_CHECKING:
-    from ..data.library import EmojiLibrary
+    from .cases.heldout import HeldoutCases
+    from .cases.table import TableCases
 
 # numerator, denominator: what reading the context, or adding the prompt, is worth
 RMSE_RATIOS = (("c", "shuffled"), ("c", "query_only"), ("cp", "c"), ("cp", "p"))
+# The figure, and what may be expected of it at best.
+CEILINGS = (("style_accuracy", "real"), ("edge_f1", "vae"))
 
-# What says something about real images measured against themselves: ceilings and floors.
-REAL_FIGURES = ("style_accuracy", "color_deviation")
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The frozen networks that judge, and the style classifier on top of one.
-
-    Attributes:
-        kid_features: of KID.
-        style_features: of the style classifier.
-        style_probe: fitted on train codepoints in all styles.
-    """
-
-    kid_features: EfficientNetLite0Features
-    style_features: SqueezeNetFeatures
-    style_probe: LinearProbe
+_POOLED_ERRORS = {"rmse": "whole", "rmse_foreground": "foreground"}
 
 
-@dataclass
-class Measured:
-    """Figures a sample of one part in one setting; with m seeds, rows are seed after seed, m * n of them.
-
-    Attributes:
-        groups: the codepoint of each row.
-        whole: sums and counts of squared errors of whole images.
-        foreground: the same of the foreground alone.
-        rows: other figures by name, sums and counts; counts None for one value a row.
-        features: (m, n, d), for KID.
-    """
-
-    groups: list[str]
-    whole: tuple[Tensor, Tensor]
-    foreground: tuple[Tensor, Tensor]
-    rows: dict[str, tuple[Tensor, Tensor | None]]
-    features: Tensor = field(repr=False)
-
-
-def fit_judges(library: EmojiLibrary, squeezenet: SqueezeNetFeatures, per_style: int = 600, seed: int = 0) -> Judges:
-    """Fit the style classifier on codepoints that are not held out, all nine styles.
+def heldout_parts(case_set: HeldoutCases, measured: dict[Job, Rows], folder: Path, features: str) -> dict:
+    """The parts of `heldout.json`.
 
     Args:
-        library: the emoji data set.
-        squeezenet: from `load_squeezenet`.
-        per_style: images of each style.
-        seed: of their choice.
-    """
-    rng = np.random.default_rng(seed)
-    features, labels, groups = [], [], []
-    for style in library.styles:
-        pool = [key for key in library.keys[style] if not library.is_heldout(key)]
-        keys = sorted(rng.choice(pool, size=min(per_style, len(pool)), replace=False).tolist())
-        for start in range(0, len(keys), 64):
-            features.append(embed_images(squeezenet, library.batch(style, keys[start : start + 64])))
-        labels += [style] * len(keys)
-        groups += keys
-    probe = fit_probe(torch.cat(features), labels, groups)
-    return Judges(EfficientNetLite0Features(), squeezenet, probe)
-
-
-def summarise(
-    library: EmojiLibrary,
-    cases: Sequence[Case],
-    out: str | Path,
-    judges: Judges,
-    *,
-    seeds: int = 3,
-    batch_size: int = 32,
-    progress: bool | None = None,
-    workers: int = 1,
-) -> dict:
-    """All figures of a finished run.
-
-    Args:
-        library: the emoji data set.
-        cases: those that were generated.
-        out: the folder of `generate_heldout`.
-        judges: from `fit_judges`.
-        seeds: how many were generated.
-        batch_size: as generated.
-        progress: show a bar; None does on a terminal only.
-        workers: processes that measure, each some of the settings.
+        case_set: of the run.
+        measured: from `measure`.
+        folder: of the images.
+        features: name of those of the KID.
 
     Returns:
         part -> {cases, codepoints, settings: {setting: {figure: [value, low, high]}}, ratios: {...}}.
-
-    Raises:
-        ContextDiffusionError: images are missing.
     """
-    measurer = _Measurer(library.folder, tuple(cases), Path(out), judges, batch_size)
-    parts = [part for part in PARTS if any(case.part == part for case in cases)]
-    tasks = [
-        (part, setting, 1 if setting in ("real", "vae") else seeds)
-        for part in parts
-        for setting in ("real", "vae", *PART_SETTINGS[part])
-    ]
-    hide = None if progress is None else not progress
-    with parallel_map(measurer, workers) as run:
-        found = list(tqdm(run(tasks), desc="measure", total=len(tasks), disable=hide))
-    report = {}
-    for part in parts:
-        chosen = [case for case in cases if case.part == part]
-        settings = {setting: one for (of, setting, _), one in zip(tasks, found, strict=True) if of == part}
-        kid = (judges.kid_features.name, settings["real"])
-        report[part] = {
-            "cases": len(chosen),
-            "codepoints": len({case.key for case in chosen}),
-            "settings": {
-                name: _figures(one, *kid, only=REAL_FIGURES if name == "real" else None)
-                for name, one in settings.items()
-            },
-            "ratios": {name: _triple(value) for name, value in _ratios(settings).items()},
+    parts = {}
+    for part, cases in case_set.parts.items():
+        groups = [case.key for case in cases]
+        rows = {"real": measured[Job(case_set.cell(part, "real"))]}
+        for setting in ("vae", *PART_SETTINGS[part]):
+            rows[setting] = measured[Job(case_set.cell(part, setting), folder)]
+        pooled = {s: {name: _pooled(rows[s], name, groups) for name in rows[s].values} for s in rows}
+        settings = {"real": pooled["real"]}
+        for setting in list(rows)[1:]:
+            kid = kid_estimate(rows[setting].features, rows["real"].features[0], groups, 500, own_pairs=True)
+            settings[setting] = _heldout_figures(pooled[setting], {f"kid_{features}": kid})
+        parts[part] = {
+            "cases": len(cases),
+            "codepoints": len(set(groups)),
+            "settings": {setting: _triples(figures) for setting, figures in settings.items()},
+            "ratios": _triples(_heldout_ratios(rows, pooled, groups)),
         }
-    return report
+    return parts
 
 
-class _Measurer:
-    """Measures one setting of one part; what all settings of a part share is made once a process."""
-
-    def __init__(self, folder: Path, cases: tuple[Case, ...], out: Path, judges: Judges, batch_size: int) -> None:
-        self.folder, self.cases, self.out = folder, cases, out
-        self.judges, self.batch_size = judges, batch_size
-        self.references: dict[str, _Reference] = {}
-
-    def __call__(self, task: tuple[str, str, int]) -> Measured:
-        from ..data.library import EmojiLibrary
-
-        part, setting, seeds = task
-        if part not in self.references:
-            chosen = [case for case in self.cases if case.part == part]
-            self.references[part] = _Reference(EmojiLibrary(self.folder), chosen, self.judges)
-        reference = self.references[part]
-        if setting == "real":
-            return reference.measure(reference.truth[None])
-        runs = [load_images(self.out, self.cases, part, setting, seed, self.batch_size) for seed in range(seeds)]
-        return reference.measure(torch.stack(runs), similarity=setting == "vae")
+def _pooled(rows: Rows, name: str, groups: Sequence[str], runs: int | None = None) -> Estimate:
+    """A mean over all runs and cases; one run may stand for several, so that rows stay pairs."""
+    sums, counts = rows.values[name], rows.counts.get(name)
+    runs = runs or len(sums)
+    counts = None if counts is None else counts.expand(runs, -1).flatten()
+    return mean_estimate(sums.expand(runs, -1).flatten(), list(groups) * runs, counts, samples=2000)
 
 
-class _Reference:
-    """What all settings of one part are measured against."""
-
-    def __init__(self, library: EmojiLibrary, cases: Sequence[Case], judges: Judges) -> None:
-        self.judges = judges
-        self.keys = [case.key for case in cases]
-        self.styles = [case.style for case in cases]
-        self.transformed = cases[0].transform is not None
-        self.truth = (truths(library, cases) * 255).round().to(torch.uint8)
-        self.mask = foregrounds(library, cases)
-        self.edges = edges(self.truth.float() / 255)
-        self.regions: Regions = color_regions(self.truth.float() / 255)
-
-    def measure(self, images: Tensor, similarity: bool = False) -> Measured:
-        """Images (m, n, 3, H, W) uint8 of m seeds -> figures; `similarity` adds PSNR and SSIM."""
-        truth = self.truth.float() / 255
-        parts: list[dict[str, tuple[Tensor, Tensor | None]]] = []
-        features = []
-        for run in images:
-            pixels = run.float() / 255
-            found: dict[str, tuple[Tensor, Tensor | None]] = {
-                "whole": squared_error(pixels, truth),
-                "foreground": squared_error(pixels, truth, self.mask),
-                "edge_f1": (edge_f1(edges(pixels), self.edges), None),
-                "color_deviation": color_deviation(pixels, self.regions),
-                "palette_distance": (palette_distance(pixels, truth, self.mask, self.mask), None),
-            }
-            if not self.transformed:
-                embedded = embed_images(self.judges.style_features, run)
-                found["style_accuracy"] = (self.judges.style_probe.correct(embedded, self.styles), None)
-            if similarity:
-                found["psnr"] = (psnr(pixels, truth), None)
-                found["ssim"] = (ssim(pixels, truth), None)
-            parts.append(found)
-            features.append(embed_images(self.judges.kid_features, run))
-        joined = {}
-        for name, (_, counts) in parts[0].items():
-            sums = torch.cat([found[name][0] for found in parts])
-            joined[name] = (sums, None if counts is None else torch.cat([found[name][1] for found in parts]))
-        whole, foreground = joined.pop("whole"), joined.pop("foreground")
-        return Measured(self.keys * len(images), whole, foreground, joined, torch.stack(features))
+def _heldout_figures(pooled: dict[str, Estimate], kid: dict[str, Estimate]) -> dict[str, Estimate]:
+    errors = {figure: pooled[name].root() for figure, name in _POOLED_ERRORS.items()}
+    others = {name: estimate for name, estimate in pooled.items() if name not in _POOLED_ERRORS.values()}
+    return errors | kid | others
 
 
-def _figures(
-    measured: Measured, kid_name: str, real: Measured, only: Sequence[str] | None = None
-) -> dict[str, list[float]]:
-    groups = measured.groups
-    figures = {
-        "rmse": rmse_interval(*measured.whole, groups),
-        "rmse_foreground": rmse_interval(*measured.foreground, groups),
-        f"kid_{kid_name}": kid_interval(measured.features, real.features[0], real.groups),
-    }
-    for name, (sums, counts) in measured.rows.items():
-        figures[name] = mean_interval(sums, groups, counts)
-    return {name: _triple(value) for name, value in figures.items() if only is None or name in only}
-
-
-def _ratios(settings: dict[str, Measured]) -> dict[str, Interval]:
+def _heldout_ratios(
+    rows: dict[str, Rows], pooled: dict[str, dict[str, Estimate]], groups: Sequence[str]
+) -> dict[str, Estimate]:
     ratios = {}
     for first, second in RMSE_RATIOS:
-        if first in settings and second in settings:
-            a, b = settings[first], settings[second]
-            ratios[f"rmse {first}/{second}"] = rmse_ratio(a.whole, b.whole, a.groups)
-            ratios[f"rmse_foreground {first}/{second}"] = rmse_ratio(a.foreground, b.foreground, a.groups)
-    for name, other in (("style_accuracy", "real"), ("edge_f1", "vae")):
-        top, bottom = settings["c"], settings[other]
-        if name in top.rows:
-            # One seed against several: repeated, so that rows stay pairs.
-            repeated = bottom.rows[name][0].repeat(len(top.groups) // len(bottom.groups))
-            ratios[f"{name} c/{other}"] = ratio_of_means(top.rows[name][0], repeated, top.groups)
+        if first in pooled and second in pooled:
+            for figure, name in _POOLED_ERRORS.items():
+                ratios[f"{figure} {first}/{second}"] = pooled[first][name].over(pooled[second][name]).root()
+    for name, ceiling in CEILINGS:
+        if name in pooled["c"]:
+            best = _pooled(rows[ceiling], name, groups, len(rows["c"].features))
+            ratios[f"{name} c/{ceiling}"] = pooled["c"][name].over(best)
     return ratios
 
 
-def _triple(interval: Interval) -> list[float]:
-    return [interval.value, interval.low, interval.high]
+def table_parts(
+    case_set: TableCases, measured: dict[Job, Rows], models: Sequence[tuple[str, Path]], features: str
+) -> dict:
+    """The parts of `table.json`.
+
+    Args:
+        case_set: of the run.
+        measured: from `measure`.
+        models: name and folder of images of each, the one in question first.
+        features: name of those of the distances of sets.
+
+    Returns:
+        part -> {cases, tasks: {task: {title, cases, codepoints, rows, comparisons}}}.
+    """
+    parts = {}
+    for part, cases in case_set.parts.items():
+        tasks = {
+            name: _table_task(case_set, part, name, measured, models, features)
+            for name in case_set.selection.tasks
+            # A distance of sets needs two.
+            if len(case_set.cases(Cell(part, name, "truth"))) > 1
+        }
+        parts[part] = {"cases": len(cases), "tasks": tasks}
+    return parts
+
+
+def _table_task(
+    case_set: TableCases,
+    part: str,
+    name: str,
+    measured: dict[Job, Rows],
+    models: Sequence[tuple[str, Path]],
+    features: str,
+) -> dict:
+    truth = Cell(part, name, "truth")
+    groups = [case.key for case in case_set.cases(truth)]
+    rows = _table_rows(case_set, part, name, measured, models)
+    task = TaskFigures.of(rows, measured[Job(truth)].features[0], groups, features)
+    chance = 1 / len(case_set.library.styles)
+    comparisons = [row for label, _ in models for row in within_model(task, label, case_set.selection.main_k, chance)]
+    for other, _ in models[1:]:
+        comparisons += between_models(task, models[0][0], other)
+    return {
+        "title": TASKS[name].title,
+        "cases": len(groups),
+        "codepoints": len(set(groups)),
+        "rows": [
+            {"model": model, "setting": setting, "k": k, "figures": _triples(figures)}
+            for (model, setting, k), figures in task.figures.items()
+        ],
+        "comparisons": comparisons,
+    }
+
+
+def _table_rows(
+    case_set: TableCases, part: str, name: str, measured: dict[Job, Rows], models: Sequence[tuple[str, Path]]
+) -> dict[tuple[str, str, int], Rows]:
+    """The rows of one task by model, setting and k: each model's cells and VAE, then the controls."""
+    task, rows = TASKS[name], {}
+    chosen = set(case_set.cases(Cell(part, name, "truth")))
+    index = torch.tensor([row for row, case in enumerate(case_set.parts[part]) if case in chosen])
+    for label, folder in models:
+        for cell in case_set.cells():
+            if (cell.part, cell.task) == (part, name) and cell.setting != "vae":
+                rows[label, cell.setting, cell.k] = measured[Job(cell, folder)]
+        vae = measured[Job(Cell(part, task.target, "vae"), folder)]
+        # Where it was measured against the truth's layout, which a drawing does not ask for, it says nothing.
+        names = vae.values if task.aligned else ("cosine", "style_accuracy")
+        rows[label, "vae", 0] = _subset(vae, names, index)
+    for cell in case_set.controls():
+        if (cell.part, cell.task) == (part, name) and cell.setting != "truth":
+            rows["", cell.setting, 0] = measured[Job(cell)]
+    return rows
+
+
+def _subset(rows: Rows, names: Sequence[str], index: Tensor) -> Rows:
+    return Rows({name: rows.values[name][:, index] for name in names}, {}, rows.features[:, index])
+
+
+def _triples(figures: dict[str, Estimate]) -> dict[str, list[float | None]]:
+    return {name: estimate.triple() for name, estimate in figures.items()}

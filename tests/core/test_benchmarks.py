@@ -10,10 +10,11 @@ import torch
 from torch.nn import functional
 
 from context_diffusion.data.library import EmojiLibrary
+from context_diffusion.evaluation.cases.case import Cell
+from context_diffusion.evaluation.cases.selection import Selection
+from context_diffusion.evaluation.cases.table import TableCases
 from context_diffusion.evaluation.chunks import claim_folder, save_chunk
-from context_diffusion.evaluation.table.cases import table_cases
-from context_diffusion.evaluation.table.pictures import truths
-from context_diffusion.evaluation.table.plan import Cell, cell_chunks
+from context_diffusion.evaluation.plan import Plan
 
 from .test_package import DOCUMENTS, ROOT, shell_commands
 from .tiny_data import write_tiny_data
@@ -48,11 +49,12 @@ def test_what_kid_sees_reads_a_table_of_any_batch_size(tmp_path, batch_size):
     folder = tmp_path / "table" / "images" / "copier-0"
     claim_folder(folder, {"batch_size": batch_size})
     (tmp_path / "table" / "table.json").write_text(json.dumps({"protocol": {"main_k": 3, "count": count}}))
+    plan = Plan(TableCases(library, Selection(count=count, ks=(3,))), 1, batch_size)
     for part in ("seen", "unseen"):
-        cases = table_cases(library, part, count)
+        images = plan.case_set.control(Cell(part, "softedge", "truth"))
         for setting in ("cp", "c"):
-            for chunk in cell_chunks(Cell(part, "softedge", setting, 3), count, 0, batch_size):
-                save_chunk(chunk.path(folder), truths(library, "image", cases[chunk.start : chunk.stop]))
+            for chunk in plan.cell_chunks(Cell(part, "softedge", setting, 3), 0):
+                save_chunk(plan.path(folder, chunk), images[chunk.start : chunk.stop])
 
     def embed(images: torch.Tensor) -> torch.Tensor:
         return functional.avg_pool2d(images, 8).flatten(1)

@@ -1,188 +1,177 @@
-"""The held-out protocol: what is drawn, what survives a kill, and the plain sampler against its formula."""
+"""`evaluate heldout` from a checkpoint to its three files, on a data set, a model and judges of toy size."""
 
-from types import SimpleNamespace
+import json
+import math
+import sys
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.evaluation.heldout import generate_heldout, load_images, protocol_chunks
-from context_diffusion.evaluation.protocol import PARTS, contexts, heldout_cases, truths
-from context_diffusion.evaluation.tables import format_figure, markdown
-from context_diffusion.sampling.flow import FlowSampler, SamplingBatch
+from context_diffusion.checkpoint.write import save_checkpoint
+from context_diffusion.evaluation.cases.heldout import PART_SETTINGS
+from context_diffusion.evaluation.cases.tasks import SETTING_NAMES
+from context_diffusion.images import image_grid
 
-from ..tiny import IMAGE_SIZE, tiny_model
-from .protocol_stand_ins import Echo, IdentityVAE, Library
+from ..tiny import tiny_model
+from ..tiny_data import SIZE, write_tiny_data
+from .stand_ins import toy_squeezenet
+
+# Of the picture's columns.
+LABELS = ("query", "context", "context", "context", "truth", "C+P", "C", "P")
+COUNTS = {"seen": 6, "unseen": 2, "transforms": 3}
+SEEDS = 2
 
 
 @pytest.fixture
-def cases():
-    return heldout_cases(Library(), seen=12, unseen=5, transforms=6)
+def heldout(evaluate, tmp_path):
+    """Gives a function that runs the command with some options more; its figures go to `tmp_path / "out"`."""
+    options = ["--model", tmp_path / "model.safetensors", "--data", tmp_path / "data", "--out", tmp_path / "out"]
+    options += ["--squeezenet", tmp_path / "squeezenet.safetensors", "--seeds", SEEDS, "--steps", 2, "--batch-size", 4]
+    for part, count in COUNTS.items():
+        options += [f"--{part}", count]
+    return lambda *more: evaluate("heldout", *options, *more)
 
 
-def run(cases, out, sampler=None, **options):
-    sampler = sampler or Echo()
-    options = {"fingerprint": "a", "seeds": 2, "batch_size": 4, **options}
-    return sampler, generate_heldout(IdentityVAE(), sampler, Library(), cases, out, **options)
+def write_inputs(folder):
+    write_tiny_data(folder / "data")
+    save_checkpoint(tiny_model(prediction_type="flow"), folder / "model.safetensors")
+    save_file(toy_squeezenet().state_dict(), folder / "squeezenet.safetensors")
 
 
-def test_cases_are_held_out_fixed_and_never_leak_their_target(cases):
-    assert [sum(case.part == part for case in cases) for part in PARTS] == [12, 5, 6]
-    assert cases == heldout_cases(Library(), seen=12, unseen=5, transforms=6)
-    for case in cases:
-        assert case.key not in case.context
-        assert len(set(case.context)) == 3
-        assert {case.key, *case.context} <= set(Library.everything[::3])
-        assert case.other_style != case.style
-        assert all(Library().has(case.other_style, key) for key in case.context)
-        assert (case.style in Library.heldout_styles) == (case.part == "unseen")
-        assert (case.transform is not None) == (case.part == "transforms")
-    with pytest.raises(ContextDiffusionError, match="ask for fewer"):
-        heldout_cases(Library(), seen=60)
+def contents(folder):
+    """Name -> (time of writing, bytes) of all files of a folder."""
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir() if path.is_file()}
 
 
-def test_context_is_often_of_the_targets_group():
-    library = Library()
-
-    def share(group_share):
-        drawn = heldout_cases(library, seen=36, unseen=12, transforms=0, group_share=group_share)
-        hits = [library.group(one) == library.group(case.key) for case in drawn for one in case.context]
-        return sum(hits) / len(hits)
-
-    assert share(1.0) == 1 and share(0.0) < share(0.7)
+def is_finite(triple):
+    return len(triple) == 3 and all(map(math.isfinite, triple)) and triple[1] <= triple[2]
 
 
-def test_shuffled_context_is_the_same_content_in_another_style(cases):
-    case = cases[0]
-    right, wrong = contexts(Library(), [case]), contexts(Library(), [case], shuffled=True)
-    difference = (Library.styles.index(case.other_style) - Library.styles.index(case.style)) * 0.2
-    assert torch.allclose(wrong - right, torch.full_like(right, difference), atol=1e-6)
-    moved = [case for case in cases if case.part == "transforms"][:1]
-    assert not torch.allclose(truths(Library(), moved), Library().batch(moved[0].style, [moved[0].key]))
+def test_a_run_in_two_shards_measures_and_a_lost_chunk_is_made_again(heldout, tmp_path):
+    write_inputs(tmp_path)
+    out = tmp_path / "out"
+    assert heldout("--shard", "0/2") == 0
+    first = contents(out / "images")
+    assert first and not (out / "heldout.json").exists(), "one shard is not the whole"
+    assert heldout("--shard", "1/2", "--workers", 1) == 0
+    made = contents(out / "images")
+    assert all(made[name] == first[name] for name in first)
+    for part, count in COUNTS.items():
+        for setting in (*PART_SETTINGS[part], "vae"):
+            for seed in range(1 if setting == "vae" else SEEDS):
+                files = sorted((out / "images").glob(f"{part}-{setting}-{seed}-*.safetensors"))
+                assert [len(load_file(file)["images"]) for file in files] == ([4, 2] if count == 6 else [count])
+
+    report = json.loads((out / "heldout.json").read_text())
+    assert list(report["parts"]) == list(COUNTS)
+    for part, found in report["parts"].items():
+        assert found["cases"] == COUNTS[part]
+        assert set(found["settings"]) == {"real", "vae", *PART_SETTINGS[part]}
+        for setting, figures in found["settings"].items():
+            assert all(map(is_finite, figures.values())), (part, setting, figures)
+            assert ("style_accuracy" in figures) == (part != "transforms")
+            assert ("psnr" in figures and "ssim" in figures) == (setting == "vae")
+            assert ("rmse" in figures and "kid_EffNetLite0" in figures) == (setting != "real")
+        settings = found["settings"]
+        for pair in ("c/shuffled", "c/query_only") + (() if part == "transforms" else ("cp/c", "cp/p")):
+            top, bottom = (settings[name]["rmse"][0] for name in pair.split("/"))
+            assert found["ratios"][f"rmse {pair}"][0] == pytest.approx(top / bottom)
+            assert is_finite(found["ratios"][f"rmse {pair}"])
+    for label in ("style", "dominant_color"):
+        assert all(is_finite(triple) for triple in report["probes"][label].values())
+
+    text = (out / "heldout.md").read_text()
+    assert text.count("\n## ") == len(COUNTS) + 1  # the last one is the probes
+    for name in SETTING_NAMES.values():
+        assert text.count(f"| {name} |") == (2 if name in ("C+P", "P") else 3), name
+    cell = torch.zeros(3, SIZE, SIZE)
+    # Three styles, one unseen style, and three transforms.
+    expected = image_grid([[cell] * len(LABELS)] * 7, LABELS)
+    with Image.open(out / "heldout-grid.png") as grid:
+        assert grid.size == (expected.shape[2], expected.shape[1])
+
+    lost = "seen-shuffled-1-00004.safetensors"
+    (out / "images" / lost).unlink()
+    before = contents(out)
+    assert set(before) == {"heldout.json", "heldout.md", "heldout-grid.png"}
+    # Two processes measure the same as one.
+    assert heldout("--workers", 2) == 0
+    again = contents(out / "images")
+    assert again.pop(lost)[1] == made.pop(lost)[1]
+    assert again == made, "only what was lost is made again"
+    for name, (_, written) in contents(out).items():
+        assert written == before[name][1], name
 
 
-def test_settings_ask_for_what_they_say_from_the_same_noise(cases, tmp_path):
-    sampler, complete = run(cases, tmp_path, seeds=1, batch_size=64)
-    assert complete
-    cp, c, p, shuffled, query_only = sampler.asked[:5]
-    assert [b.context is not None for b in (cp, c, p, shuffled, query_only)] == [
-        True,
-        True,
-        False,
-        True,
-        False,
-    ]
-    assert [b.prompts is not None for b in (cp, c, p, shuffled, query_only)] == [
-        True,
-        False,
-        True,
-        False,
-        False,
-    ]
-    assert all(b.query is not None and b.seeds == cp.seeds for b in sampler.asked[:5])
-    assert len(set(cp.seeds)) == 12
-    assert torch.equal(c.context, cp.context) and not torch.equal(c.context, shuffled.context)
-    assert len(sampler.asked) == 5 + 5 + 3
+def test_precision_is_told_and_images_of_two_are_not_mixed(heldout, tmp_path, capsys):
+    write_inputs(tmp_path)
+    out = tmp_path / "out"
+    assert heldout("--precision", "bf16_matmul", "--seeds", 1) == 0
+    fast = json.loads((out / "heldout.json").read_text())
+    assert fast["protocol"]["precision"] == "bf16_matmul"
+    assert heldout("--seeds", 1) == 2
+    assert "another run" in capsys.readouterr().err
+    assert heldout("--seeds", 1, "--out", tmp_path / "exact") == 0
+    exact = json.loads((tmp_path / "exact" / "heldout.json").read_text())
+    assert exact["protocol"]["precision"] == "fp32" and exact["protocol"]["sampler"] == "lcm"
+    assert heldout("--seeds", 1, "--out", tmp_path / "exact", "--sampler", "euler") == 2
+    assert "another run" in capsys.readouterr().err
+    for setting, figures in exact["parts"]["seen"]["settings"].items():
+        if "rmse" in figures:
+            other = fast["parts"]["seen"]["settings"][setting]["rmse"][0]
+            assert other == pytest.approx(figures["rmse"][0], rel=0.02) and other != figures["rmse"][0]
 
 
-def test_a_killed_run_goes_on_and_shards_share_the_work(cases, tmp_path):
-    whole, _ = run(cases, tmp_path / "whole")
-
-    class Killed(Echo):
-        def generate(self, batch):
-            if len(self.asked) == 3:
-                raise KeyboardInterrupt
-            return super().generate(batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(cases, tmp_path / "parts", Killed())
-    first, complete = run(cases, tmp_path / "parts", shard=(0, 2))
-    assert not complete
-    second, complete = run(cases, tmp_path / "parts", shard=(1, 2))
-    assert complete
-    assert 3 + len(first.asked) + len(second.asked) == len(whole.asked)
-    for chunk in protocol_chunks(cases, 2, 4):
-        assert chunk.path(tmp_path / "whole").read_bytes() == chunk.path(tmp_path / "parts").read_bytes()
-    images = load_images(tmp_path / "parts", cases, "seen", "c", 1, 4)
-    assert images.shape == (12, 3, 16, 16) and images.dtype == torch.uint8
-    vae = load_images(tmp_path / "parts", cases, "unseen", "vae", 0, 4)
-    unseen = truths(Library(), [case for case in cases if case.part == "unseen"])
-    assert torch.equal(vae, (unseen * 255).round().to(torch.uint8))
-    with pytest.raises(ContextDiffusionError, match="holds results of another run"):
-        run(cases, tmp_path / "parts", fingerprint="b")
-    with pytest.raises(ContextDiffusionError, match="lacks 3 of 3 files"):
-        load_images(tmp_path / "parts", cases, "seen", "c", 2, 4)
-
-
-@pytest.mark.parametrize("name", ["lcm", "euler"])
-def test_flow_sampler_is_guided_and_batches_equal_singles(name):
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (["vae"], "has no VAE: "),
+        (["tokenizer"], "has no tokenizer: "),
+        (["image_encoder"], "has no image encoder: "),
+        # What `layout = "none"` trains: there is nothing that reads a query.
+        (["layout_encoder"], "has no layout encoder: "),
+        (["image_encoder", "text_encoder", "vae"], "has no VAE, no text encoder, no image encoder: "),
+    ],
+)
+def test_a_model_without_all_parts_is_one_line(heldout, tmp_path, capsys, lost, message):
+    write_inputs(tmp_path)
     model = tiny_model(prediction_type="flow")
-    generator = torch.Generator().manual_seed(0)
-    query = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-    context = torch.rand(2, 2, 3, 40, 40, generator=generator)
-    prompts = ("a red flag", "the moon")
-    sampler = FlowSampler(model, steps=2, text_guidance=3.0, context_guidance=2.0, sampler=name)
-    both = sampler.generate(SamplingBatch((5, 6), query, context, prompts, IMAGE_SIZE))
-    single = sampler.generate(SamplingBatch((6,), query[1:], context[1:], prompts[1:], IMAGE_SIZE))
-    assert torch.allclose(both[1:], single, atol=1e-4)
-    noise = torch.Generator().manual_seed(6)
-    z = torch.randn((4, 8, 8), generator=noise)[None]
-    text, null_text = model.encode_prompts([prompts[1]]), model.encode_prompts([""])
-    seen = model.encode_context(context[1])
-    for s in (1.0, 0.5):
-        t = torch.tensor([1000.0 * s])
-        full = model.predict(z, t, torch.cat([text, seen], 1), query[1:])
-        middle = model.predict(z, t, torch.cat([null_text, seen], 1), query[1:])
-        nothing = model.predict(z, t, torch.cat([null_text, torch.zeros_like(seen)], 1), query[1:])
-        guided = nothing + 2.0 * (middle - nothing) + 3.0 * (full - middle)
-        # Half a step of the flow is left after s = 0.5, and the predicted image is then the result.
-        z = z - 0.5 * guided
-        if name == "lcm" and s == 1.0:
-            clean = z - 0.5 * guided
-            z = 0.5 * clean + 0.5 * torch.randn((4, 8, 8), generator=noise)[None]
-    assert torch.allclose(model.decode_latents(z), single, atol=1e-4)
+    for part in lost:
+        setattr(model, part, None)
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    assert heldout() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'model.safetensors'} {message}evaluation needs a whole model, give --model" in line
+    assert not (tmp_path / "out").exists()
 
 
-def test_flow_sampler_without_anything_but_a_query_runs_one_branch():
-    model = tiny_model(prediction_type="flow")
-    calls = []
-    model.unet.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
-    query = torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert FlowSampler(model, steps=2).generate(SamplingBatch((1, 2, 3), query, size=IMAGE_SIZE)).shape[0] == 3
-    assert calls == [3, 3]
-    with pytest.raises(ContextDiffusionError, match="'epsilon'"):
-        FlowSampler(tiny_model())
-    with pytest.raises(ContextDiffusionError, match="sampler is 'ddim': give one of lcm, euler"):
-        FlowSampler(model, sampler="ddim")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seeds", 0), "argument --seeds: got '0', expected a whole number, 1 or more"),
+        (("--steps", -1), "argument --steps: got '-1', expected a whole number, 1 or more"),
+        (("--batch-size", 0), "argument --batch-size: got '0', expected a whole number, 1 or more"),
+        (("--workers", 0), "argument --workers: got '0', expected a whole number, 1 or more"),
+        (("--unseen", 1), "--unseen is 1"),
+        (("--seen", 0, "--unseen", 0, "--transforms", 0), "nothing is left"),
+        (("--guidance", "nan"), "argument --guidance: got 'nan', expected a finite number"),
+        (("--shard", "2/2"), "argument --shard: got '2/2', expected I/N"),
+    ],
+)
+def test_options_out_of_range_are_one_line(heldout, tmp_path, capsys, options, message):
+    (tmp_path / "model.safetensors").touch()
+    assert heldout(*options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
 
 
-def test_tables_hold_every_setting_and_figure():
-    figures = {
-        "rmse": [0.2512, 0.2, 0.3],
-        "psnr": [32.04, 31.0, 33.0],
-        "color_deviation": [0.0131, 0.012, 0.014],
-    }
-    part = {
-        "cases": 4,
-        "codepoints": 3,
-        "settings": {"vae": figures},
-        "ratios": {"rmse c/p": [0.8, 0.7, 0.9]},
-    }
-    text = markdown({"protocol": {"seeds": 3}, "parts": {"seen": part}})
-    assert "| setting | RMSE | color deviation | PSNR dB |" in text
-    row = "| VAE alone | 0.251 [0.200, 0.300] | 0.0131 [0.0120, 0.0140] | 32.0 [31.0, 33.0] |"
-    assert row in text
-    assert "| rmse c/p | 0.800 [0.700, 0.900] |" in text
-    assert format_figure([-0.002, -0.01, 0.006]) == "-0.0020 [-0.0100, 0.0060]"
-
-
-def test_without_a_bar_the_log_says_how_far_it_is(tmp_path, monkeypatch, caplog):
-    clock = iter(range(0, 100000, 40))
-    monkeypatch.setattr("context_diffusion.evaluation.chunks.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    caplog.set_level("INFO", logger="context_diffusion")
-    cases = heldout_cases(Library(), seen=12, unseen=0, transforms=0)
-    run(cases, tmp_path, seeds=1, batch_size=4, progress=False)
-    said = [record.getMessage() for record in caplog.records if record.getMessage().endswith(" left")]
-    # 40 s pass with each of 18 chunks of 4 images: every second one says it, and 64 images at 10 s each are left first.
-    assert len(said) == 9
-    assert said[0] == "held-out: 8 of 72 images, 11 min left" and said[-1] == "held-out: 72 of 72 images, 0 s left"
+def test_missing_packages_are_found_before_any_image_is_made(heldout, tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    (tmp_path / "model.safetensors").touch()
+    assert heldout() == 2
+    assert "context-diffusion[evaluate]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -5,30 +5,15 @@ import pytest
 import torch
 
 from context_diffusion.errors import ContextDiffusionError
-from context_diffusion.evaluation.color import color_deviation, color_regions, palette, palette_distance
-from context_diffusion.evaluation.layout import edge_f1, edges
-from context_diffusion.evaluation.metrics import (
-    foreground_mask,
-    frechet_distance,
-    kid,
-    psnr,
-    rmse,
-    squared_error,
-    ssim,
-)
+from context_diffusion.evaluation.metrics import frechet_distance, psnr, rmse, squared_error, ssim
+
+from .test_estimates import kid
 
 
 @pytest.fixture
 def pair():
     generator = torch.Generator().manual_seed(1)
     return torch.rand(3, 3, 24, 20, generator=generator), torch.rand(3, 3, 24, 20, generator=generator)
-
-
-def square(color=(0.8, 0.2, 0.1), size=40, inset=10, background=1.0):
-    """One flat square in the middle of a plain background, (1, 3, size, size)."""
-    image = torch.full((1, 3, size, size), background)
-    image[0, :, inset:-inset, inset:-inset] = torch.tensor(color).view(3, 1, 1)
-    return image
 
 
 def test_rmse_is_the_root_of_the_pooled_mean(pair):
@@ -63,50 +48,6 @@ def test_psnr_and_ssim_of_known_pairs(pair):
     assert ssim(grey, grey + 0.5).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_foreground_leaves_holes_in_and_background_out():
-    image = square(background=0.9)
-    image[0, :, 18:22, 18:22] = 0.9  # the background's color, but not joined to it
-    mask = foreground_mask(image)[0]
-    assert mask.sum() == 20 * 20
-    assert mask[20, 20] and not mask[5, 5]
-
-
-def kid_by_loops(first, second):
-    def kernel(x, y):
-        return (float(np.dot(x, y)) / len(x) + 1) ** 3
-
-    n, m = len(first), len(second)
-    a = sum(kernel(first[i], first[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-    b = sum(kernel(second[i], second[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
-    return a + b - 2 * sum(kernel(x, y) for x in first for y in second) / (n * m)
-
-
-def test_kid_equals_its_definition():
-    rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(9, 5)), rng.normal(0.4, 1.3, size=(7, 5))
-    found = kid(torch.tensor(first), torch.tensor(second))
-    assert found == pytest.approx(kid_by_loops(first, second), rel=1e-9)
-
-
-def test_kid_is_unbiased_around_zero_for_equal_distributions():
-    rng = np.random.default_rng(0)
-    values = [kid(*torch.tensor(rng.normal(size=(2, 30, 8)))) for _ in range(200)]
-    error = np.std(values) / np.sqrt(len(values))
-    assert abs(np.mean(values)) < 3 * error  # a biased estimate is about 0.5 here, 20 errors away
-    shifted = torch.tensor(rng.normal(1.0, 1.0, size=(30, 8)))
-    assert kid(torch.tensor(rng.normal(size=(30, 8))), shifted) > 10 * np.std(values)
-
-
-def test_kid_over_subsets_is_repeatable_and_near_the_whole():
-    rng = np.random.default_rng(0)
-    first, second = torch.tensor(rng.normal(size=(80, 8))), torch.tensor(rng.normal(1, 1, size=(80, 8)))
-    found = kid(first, second, subset_size=40, subsets=100)
-    assert found == kid(first, second, subset_size=40, subsets=100)
-    assert found == pytest.approx(kid(first, second), rel=0.1)
-    with pytest.raises(ContextDiffusionError, match="subset_size is 90"):
-        kid(first, second, subset_size=90)
-
-
 def test_frechet_distance_against_scipy():
     linalg = pytest.importorskip("scipy.linalg")
     rng = np.random.default_rng(0)
@@ -117,73 +58,6 @@ def test_frechet_distance_against_scipy():
     expected += np.trace(cov1 + cov2 - 2 * linalg.sqrtm(cov1 @ cov2).real)
     assert frechet_distance(torch.tensor(first), torch.tensor(second)) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(torch.tensor(first), torch.tensor(first)) == pytest.approx(0, abs=1e-8)
-
-
-def test_edges_lie_on_the_border_of_a_square():
-    found = edges(square())[0]
-    rows, columns = found.nonzero(as_tuple=True)
-    assert len(rows) >= 60
-    distance = torch.minimum((rows - 9.5).abs().minimum((rows - 29.5).abs()), (columns - 9.5).abs())
-    distance = distance.minimum((columns - 29.5).abs())
-    assert distance.max() <= 1.5
-
-
-def test_edge_f1_counts_by_hand():
-    wanted = torch.zeros(1, 20, 20, dtype=torch.bool)
-    wanted[0, 5] = True  # 20 pixels
-    one_off, two_off = wanted.roll(1, 1), wanted.roll(2, 1)
-    assert edge_f1(wanted, wanted).item() == 1
-    assert edge_f1(one_off, wanted).item() == 1
-    assert edge_f1(two_off, wanted).item() == 0
-    assert edge_f1(two_off, wanted, tolerance=2).item() == 1
-    more = wanted.clone()
-    more[0, 15, :10] = True  # 10 pixels that nobody wanted: precision 20/30, recall 1
-    assert edge_f1(more, wanted).item() == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))
-    assert edge_f1(wanted, more).item() == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))
-    nothing = torch.zeros_like(wanted)
-    assert edge_f1(nothing, nothing).item() == 1
-    assert edge_f1(nothing, wanted).item() == 0
-
-
-def test_color_deviation_of_a_known_spread():
-    truth = square(size=60, inset=15)
-    regions = color_regions(truth)
-    assert len(regions.image) == 1
-    assert (regions.labels == 1).sum() == 26 * 26  # 30 px a side less 2 px all around
-    sums, counts = color_deviation(truth, regions)
-    assert counts.tolist() == [1] and sums.item() == pytest.approx(0, abs=1e-7)
-    checker = truth.clone()
-    board = (torch.arange(60)[:, None] + torch.arange(60)) % 2 * 2.0 - 1
-    checker[0, 0] += 0.03 * board  # one channel of three deviates by .03
-    checker[0, :, :10] = 0.0  # outside of the region: of no account
-    sums, _ = color_deviation(checker, regions)
-    assert sums.item() == pytest.approx(0.03 / np.sqrt(3), rel=1e-5)
-
-
-def test_a_wrong_but_even_color_does_not_deviate():
-    regions = color_regions(square())
-    assert color_deviation(square(color=(0.1, 0.9, 0.4)), regions)[0].item() == pytest.approx(0, abs=1e-7)
-
-
-def test_regions_keep_to_their_images_and_colors():
-    two = square(size=60, inset=15)
-    two[0, :, 15:45, 30:45] = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1)
-    truth = torch.cat([square(size=60, inset=15), torch.ones(1, 3, 60, 60), two])
-    regions = color_regions(truth)
-    assert regions.image.tolist() == [0, 2, 2]
-    assert color_deviation(truth, regions)[1].tolist() == [1, 0, 2]
-
-
-def test_palette_distance():
-    red, blue = square((1.0, 0.0, 0.0)), square((0.0, 0.0, 1.0))
-    mask = foreground_mask(red)
-    assert palette(red).sum().item() == pytest.approx(1)
-    assert palette_distance(red, red.flip(2)).item() == pytest.approx(0, abs=1e-6)
-    assert palette_distance(red, blue).item() == pytest.approx(20 * 20 / 40**2, rel=1e-5)
-    assert palette_distance(red, blue, mask, mask).item() == pytest.approx(1, rel=1e-5)
-    third = square((2 / 3, 1 / 3, 0.0))
-    half = square((0.5, 1 / 3, 0.0))  # half way between two nodes of the cube: half in common with either
-    assert palette_distance(third, half, mask, mask).item() == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(12, 9, 20), (30, 25, 6), (12, 30, 20)])

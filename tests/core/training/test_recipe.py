@@ -19,9 +19,11 @@ from safetensors.torch import load_file
 
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
-from context_diffusion.evaluation.heldout import Chunk, make_chunk
+from context_diffusion.evaluation.cases.case import Chunk
+from context_diffusion.evaluation.cases.heldout import HeldoutCases, heldout_cases
+from context_diffusion.evaluation.cases.pictures import foregrounds, truths
+from context_diffusion.evaluation.generate import make_chunk
 from context_diffusion.evaluation.metrics import psnr, rmse
-from context_diffusion.evaluation.protocol import foregrounds, heldout_cases, truths
 from context_diffusion.model.visual_context import clip_preprocess
 from context_diffusion.sampling.flow import FlowSampler
 from context_diffusion.training.begin.first_model import build_model, new_parts
@@ -197,10 +199,12 @@ def test_the_model_comes_nearer_to_the_truth(library, record_testsuite_property)
     untrained.vae = trained.vae
     cases = heldout_cases(library, seen=28, unseen=0, transforms=0)
     assert all(library.is_heldout(key) for case in cases for key in (case.key, *case.context))
-    truth, drawn = truths(library, cases), foregrounds(library, cases)
+    truth, drawn = truths(library, "image", cases), foregrounds(library, cases)
+    case_set = HeldoutCases(library, cases)
+    chunk = Chunk(case_set.cell("seen", "cp"), 0, 0, len(cases))
     errors = {}
     for which, model in (("trained", trained), ("untrained", untrained)):
-        made = make_chunk(model, FlowSampler(model, 4, 1.0, 1.0), library, cases, Chunk("seen", "cp", 0, 0, len(cases)))
+        made = make_chunk(model, FlowSampler(model, 4, 1.0, 1.0), case_set, chunk)
         assert made.shape == truth.shape and torch.isfinite(made).all()
         errors[which] = rmse(made, truth)
         errors[f"{which}, drawing alone"] = rmse(made, truth, drawn)

@@ -1,22 +1,27 @@
-"""The tasks of the table by name. Light: the command line reads it before anything heavy is imported."""
+"""Tasks, settings and parts by name. Light: the command line reads it before anything heavy is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .cases import TableCase
-
-PARTS = ("seen", "unseen")
+SETTINGS = ("cp", "c", "p", "shuffled", "query_only")
+SETTING_NAMES = {
+    "cp": "C+P",
+    "c": "C",
+    "p": "P",
+    "shuffled": "shuffled context",
+    "query_only": "query only",
+    "vae": "VAE alone",
+    "real": "real images",
+}
+WITH_CONTEXT, WITH_PROMPT = ("cp", "c", "shuffled"), ("cp", "p")
 PART_NAMES = {"seen": "seen styles", "unseen": "unseen styles"}
 SKETCH_STYLE = "openmoji-black"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table.
+    """What is shown and what is to be made of it.
 
     Attributes:
         name: of the task, on the command line and in files.
@@ -52,12 +57,7 @@ _TASKS = (
     Task("edit", "another style's drawing -> image", "drawing", None, False),
 )
 TASKS = {task.name: task for task in _TASKS}
-
-
-def task_cases(task: Task, cases: Sequence[TableCase]) -> list[TableCase]:
-    """The cases that the task has a query for: every one, but for drawings."""
-    if task.name == "sketch":
-        return [case for case in cases if case.sketch]
-    if task.name == "edit":
-        return [case for case in cases if case.drawing_style is not None]
-    return list(cases)
+TASK_GROUPS = {
+    "in-domain": [name for name, task in TASKS.items() if task.in_domain],
+    "out-of-domain": [name for name, task in TASKS.items() if not task.in_domain],
+}

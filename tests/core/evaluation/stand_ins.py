@@ -1,6 +1,8 @@
-"""Stand-ins for the tests of the evaluation protocols: data, a sampler and an autoencoder whose answers are known."""
+"""Stand-ins for the tests of evaluation: data, a sampler and an autoencoder whose answers are known, toy judges."""
 
 import torch
+
+from context_diffusion.features.networks import SqueezeNetFeatures
 
 
 class Library:
@@ -49,3 +51,16 @@ class IdentityVAE:
 
     def decode_latents(self, latents):
         return latents.detach()
+
+
+def toy_squeezenet():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return SqueezeNetFeatures()
+
+
+def toy_efficientnet():
+    """In EfficientNet's place; of a class that the processes that measure can import."""
+    network = toy_squeezenet()
+    network.name = "EffNetLite0"
+    return network

@@ -1,1 +1,0 @@
-"""The paper's table on held-out emoji: tasks x settings x number of context images, with controls."""
