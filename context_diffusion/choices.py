@@ -14,7 +14,7 @@ MAPS = {
 # How an image of other proportions comes to a size, see `images.fit_image`.
 FITS = ("crop", "pad", "stretch")
 
-# How k context images are joined, see `model.visual_context.aggregate_tokens`.
+# How k context images are joined, see `model.visual_context.Join`.
 AGGREGATIONS = ("mean", "sum", "concat")
 
 # What a step of a flow does with the clean image it predicts, by ComfyUI's names, see `sampling.flow.FlowSampler`.

@@ -145,9 +145,9 @@ def _encode(clip_vision, batches, weights, aggregation, crop):
 
     from ..context_diffusion.checkpoint.style import FEATURES
     from ..context_diffusion.errors import ContextDiffusionError
-    from ..context_diffusion.model.visual_context import RunningJoin
+    from ..context_diffusion.model.visual_context import Join
 
-    joins: dict[str, RunningJoin] = {}
+    joins: dict[str, Join] = {}
     shapes: dict[str, torch.Size] = {}
     progress = comfy.utils.ProgressBar(len(weights))
     for chunk in (chunk for batch in batches for chunk in batch.split(_CHUNK)):
@@ -163,7 +163,7 @@ def _encode(clip_vision, batches, weights, aggregation, crop):
                     "this CLIP_VISION gives another number of tokens for each shape of image, which cannot be joined: "
                     "set fit to pad, or connect images of one shape"
                 )
-            joins.setdefault(name, RunningJoin(weights, aggregation)).add(features)
+            joins.setdefault(name, Join(weights, aggregation)).add(features)
         progress.update(len(chunk))
 
     output = comfy.clip_vision.Output()

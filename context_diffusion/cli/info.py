@@ -78,8 +78,10 @@ def describe_model(name_or_file: str) -> list[str]:
     tokens = metadata["tokens"]
     lines.append(f"vocabulary   {f'{tokens:,} tokens' if tokens else 'none in the file'}")
     if encoder:
-        n_tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1
+        from ..model.visual_context import n_tokens
+
         side = encoder["image_size"]
-        lines.append(f"context      {n_tokens} tokens, from images of {side} x {side} pixels")
+        tokens = n_tokens(side, encoder["patch_size"])
+        lines.append(f"context      {tokens} tokens, from images of {side} x {side} pixels")
     lines.append("schedule     " + ", ".join(f"{key} {value}" for key, value in schedule.items()))
     return lines

@@ -14,7 +14,7 @@ from .guidance import FULL, NULL
 from .latents import decode_latents, encode_images
 from .layout import layout_of
 from .reading import Reading
-from .visual_context import ContextProjector, clip_preprocess, encode_visual_context, join_rows, n_tokens
+from .visual_context import ContextProjector, check_weights, clip_crop, encode_visual_context, n_tokens
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
@@ -91,7 +91,16 @@ class ContextDiffusion(nn.Module):
 
     @property
     def context_tokens(self) -> int:
-        """N, the tokens of one averaged visual context."""
+        """N, the tokens of one averaged visual context.
+
+        Raises:
+            ContextDiffusionError: the model has no image encoder.
+        """
+        if self.image_encoder is None:
+            raise ContextDiffusionError(
+                "the model has no image encoder, so the length of its null context is unknown: "
+                "load one, set context_tokens, or give context_embeds"
+            )
         return n_tokens(self.image_encoder.config.image_size, self.image_encoder.config.patch_size)
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
@@ -101,22 +110,27 @@ class ContextDiffusion(nn.Module):
     def encode_context(
         self, images: Tensor, weights: list[float] | None = None, aggregation: str | None = None
     ) -> Tensor:
-        """Context images (k, 3, H, W) in [0, 1] -> projected h^V (1, N, d_c); `aggregation` is the model's own."""
+        """Context images -> projected h^V.
+
+        Args:
+            images: (k, 3, H, W) in [0, 1], or those of several rows, (B, k, 3, H, W).
+            weights: one an image, all 1 when None.
+            aggregation: `mean`, `sum` or `concat`; the model's own when None.
+
+        Returns:
+            (1, N, d_c), or (B, N, d_c); k * N tokens for `concat`.
+        """
+        rows = images if images.ndim == 5 else images[None]
+        weights = check_weights(weights, rows.shape[1])
+        seen = clip_crop(rows.flatten(0, 1).float(), self.image_encoder.config.image_size)
         tokens = encode_visual_context(
             self.image_encoder,
-            images,
+            seen.unflatten(0, rows.shape[:2]),
             weights,
             aggregation or self.reading.aggregation,
             image_tokens=self.reading.image_tokens,
         )
         return self.projector(tokens)
-
-    def encode_contexts(self, images: Tensor) -> Tensor:
-        """Context images of several rows (B, k, 3, H, W) in [0, 1] -> projected h^V (B, N, d_c), equally weighted."""
-        parameter = next(self.image_encoder.parameters())
-        pixels = clip_preprocess(images.flatten(0, 1).float(), self.image_encoder.config.image_size)
-        tokens = self.reading.image_tokens(self.image_encoder, pixels.to(parameter))
-        return self.projector(join_rows(tokens.unflatten(0, images.shape[:2]), self.reading.aggregation))
 
     def null_context(self, batch: int = 1, n_tokens: int | None = None, like: Tensor | None = None) -> Tensor:
         """No visual context, (batch, N, d_c): zeros, or what `reading` has in their place.
@@ -149,7 +163,7 @@ class ContextDiffusion(nn.Module):
             context_queries: the query of each context image, like `context`, for a model that `wants_context_queries`.
         """
         rows = len(text)
-        visual = self.null_context(rows) if context is None else self.encode_contexts(context)
+        visual = self.null_context(rows) if context is None else self.encode_context(context)
         null = self.null_context(rows, visual.shape[1])
         y = torch.cat(
             [self.condition(text if name == FULL else null_text, null if name == NULL else visual) for name in branches]

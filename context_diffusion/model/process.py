@@ -1,4 +1,4 @@
-"""The process of eq. 2: noise, what the model predicts of it, and the loss; for eps, v and rectified flow."""
+"""The process of eq. 2: noise, what the model predicts of it, the loss, one step back; eps, v and rectified flow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import torch
 from torch import Tensor
 
 from .context_diffusion import ContextDiffusion
+
+
+def mixed(clean: Tensor, noise: Tensor, s: float | Tensor) -> Tensor:
+    """z_s = (1 - s) x + s eps: rectified flow, straight from an image x at s = 0 to noise eps at s = 1."""
+    return (1 - s) * clean + s * noise
+
+
+def flow_step(z: Tensor, velocity: Tensor, s: float, s_next: float, noise: Tensor | None = None) -> Tensor:
+    """One step of a rectified flow: z_s and v = eps - x -> z_s' = (1 - s') x + s' eps.
+
+    Both of x = z_s - s v and eps = z_s + (1 - s) v are in z_s, and with them the step is one along v (`euler`). What
+    one step got wrong in x, uneven fills first of all, it hands to the next as if it were in the image; new noise in
+    the place of eps covers it (`lcm`).
+
+    Args:
+        z: z_s, (B, C, h, w).
+        velocity: v, the guided prediction, likewise.
+        s: noise level, in (0, 1].
+        s_next: s', below it.
+        noise: in the place of eps; None for the eps in z_s.
+    """
+    return mixed(z - s * velocity, z + (1 - s) * velocity if noise is None else noise, s_next)
 
 
 def add_noise(latents: Tensor, noise: Tensor, levels: Tensor, schedule: dict) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,7 +46,7 @@ def add_noise(latents: Tensor, noise: Tensor, levels: Tensor, schedule: dict) ->
     steps = schedule["num_train_timesteps"]
     if kind == "flow":
         s = levels.view(-1, 1, 1, 1).to(latents)
-        return (1 - s) * latents + s * noise, noise - latents, levels * steps
+        return mixed(latents, noise, s), noise - latents, levels * steps
     timesteps = (levels * steps).long().clamp(0, steps - 1)
     alphas = alphas_cumprod(schedule).to(latents)[timesteps].view(-1, 1, 1, 1)
     signal, spread = alphas.sqrt(), (1 - alphas).sqrt()

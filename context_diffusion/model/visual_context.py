@@ -39,19 +39,16 @@ def clip_crop(images: Tensor, size: int) -> Tensor:
     return torch.clip(255.0 * images, 0, 255).round() / 255.0
 
 
+def clip_normalise(seen: Tensor) -> Tensor:
+    """What the image encoder sees, (B, 3, size, size) in [0, 1], by CLIP's statistics of each channel."""
+    mean = torch.tensor(CLIP_MEAN, device=seen.device, dtype=seen.dtype).view(3, 1, 1)
+    std = torch.tensor(CLIP_STD, device=seen.device, dtype=seen.dtype).view(3, 1, 1)
+    return (seen - mean) / std
+
+
 def clip_preprocess(images: Tensor, size: int) -> Tensor:
-    """Bring images to the encoder's input: `clip_crop`, then CLIP's statistics.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1].
-        size: side of the encoder's square input in pixels.
-
-    Returns:
-        (B, 3, size, size), normalised per channel.
-    """
-    mean = torch.tensor(CLIP_MEAN, device=images.device, dtype=images.dtype).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD, device=images.device, dtype=images.dtype).view(3, 1, 1)
-    return (clip_crop(images, size) - mean) / std
+    """Images (B, 3, H, W) in [0, 1] -> the encoder's input, (B, 3, size, size): `clip_crop`, then `clip_normalise`."""
+    return clip_normalise(clip_crop(images, size))
 
 
 def n_tokens(image_size: int, patch_size: int) -> int:
@@ -72,73 +69,43 @@ def image_tokens(image_encoder: nn.Module, pixels: Tensor) -> Tensor:
     return image_encoder(pixel_values=pixels).last_hidden_state
 
 
-def join_rows(tokens: Tensor, aggregation: str) -> Tensor:
-    """The token sequences of k images a row, equally weighted, into one a row.
+class Join:
+    """The one join of k images (section 3.2): the weighted mean of their features, their sum, or all of them.
+
+    Features come a few images at a time; `mean` and `sum` keep one running total, so that memory does not depend on k.
 
     Args:
-        tokens: (B, k, N, d).
-        aggregation: `mean`, `sum` or `concat`.
-
-    Returns:
-        (B, N, d), or (B, k * N, d) for `concat`.
-    """
-    if aggregation == "concat":
-        return tokens.flatten(1, 2)
-    return tokens.sum(1) if aggregation == "sum" else tokens.mean(1)
-
-
-def aggregate_tokens(
-    tokens: Tensor, weights: Sequence[float] | Tensor | None = None, aggregation: str = "mean"
-) -> Tensor:
-    """Join the token sequences of k images into one, token by token (section 3.2).
-
-    Args:
-        tokens: (k, N, d), the encoder's last hidden state for each image.
-        weights: one number an image, all 1 when None. `mean` divides by their sum; `sum` and `concat` scale each
-            image's tokens.
-        aggregation: `mean`, `sum` (the paper's second version) or `concat` (keeps every image's tokens).
-
-    Returns:
-        (1, N, d), or (1, k * N, d) for `concat`.
+        weights: w (k,), one an image, from `check_weights`; or (R, k), for R sums over the same images at once.
+        aggregation: `mean`: sum of w f / sum of w; `sum` (the paper's second version): without the division; `concat`:
+            the w f of every image.
 
     Raises:
-        ContextDiffusionError: unknown aggregation, wrong number of weights, or weights that cannot be averaged.
-    """
-    if aggregation not in AGGREGATIONS:
-        raise ContextDiffusionError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
-    join = RunningJoin(check_weights(weights, tokens.shape[0]), aggregation)
-    join.add(tokens)
-    return join.result().reshape(1, -1, tokens.shape[-1])
-
-
-class RunningJoin:
-    """`aggregate_tokens` for features that come a few images at a time, of any shape behind the image axis.
-
-    `mean` and `sum` keep one running total, so that memory does not depend on the number of images.
-
-    Args:
-        weights: (k,), one an image, from `check_weights`.
-        aggregation: `mean`, `sum` or `concat`.
+        ContextDiffusionError: an unknown aggregation.
     """
 
     def __init__(self, weights: Tensor, aggregation: str) -> None:
+        if aggregation not in AGGREGATIONS:
+            raise ContextDiffusionError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
         self._weights, self._aggregation = weights, aggregation
         self._added = 0
         self._parts: list[Tensor] = []
 
     def add(self, features: Tensor) -> None:
-        """The features of the next m images, (m, ...)."""
-        weights = self._weights[self._added : self._added + len(features)].to(features)
-        weighted = features * weights.view(-1, *[1] * (features.ndim - 1))
+        """The features f of the next m images, (m, ...)."""
+        weights = self._weights[..., self._added : self._added + len(features)].to(features)
         self._added += len(features)
-        if self._aggregation == "concat":
-            self._parts.append(weighted)
-            return
-        total = weighted.sum(dim=0, keepdim=True)
+        if weights.ndim == 2:
+            total = torch.einsum("rk,k...->r...", weights, features)
+        else:
+            weighted = features * weights.view(-1, *[1] * (features.ndim - 1))
+            if self._aggregation == "concat":
+                self._parts.append(weighted)
+                return
+            total = weighted.sum(dim=0, keepdim=True)
         self._parts = [self._parts[0] + total if self._parts else total]
 
     def result(self) -> Tensor:
-        """(1, ...), or (k, ...) with each image's features in its row for `concat`."""
+        """(1, ...), or (R, ...); (k, ...) with each image's features in its row for `concat`."""
         joined = torch.cat(self._parts)
         return joined / self._weights.sum().to(joined) if self._aggregation == "mean" else joined
 
@@ -147,8 +114,11 @@ def check_weights(weights: Sequence[float] | Tensor | None, k: int) -> Tensor:
     """Per-image weights as a float32 tensor (k,); all 1 when None.
 
     Raises:
-        ContextDiffusionError: a count other than k, a value that is none of `ranges.CONTEXT_WEIGHT`, or all zero.
+        ContextDiffusionError: k is 0, a count other than k, a value that is none of `ranges.CONTEXT_WEIGHT`, or all
+            zero.
     """
+    if k == 0:
+        raise ContextDiffusionError("0 context images: give at least one, or leave the visual context out")
     if weights is None:
         return torch.ones(k)
     weights = torch.as_tensor(weights, dtype=torch.float32).flatten()
@@ -163,47 +133,37 @@ def check_weights(weights: Sequence[float] | Tensor | None, k: int) -> Tensor:
 
 def encode_visual_context(
     image_encoder: nn.Module,
-    images: Tensor,
+    seen: Tensor,
     weights: Sequence[float] | Tensor | None = None,
     aggregation: str = "mean",
     chunk_size: int = 8,
     device: torch.device | None = None,
     image_tokens: Callable[[nn.Module, Tensor], Tensor] = image_tokens,
 ) -> Tensor:
-    """Encode k context images and join them (h^V before the projector).
-
-    `mean` and `sum` keep one running total, so that memory depends on `chunk_size` and not on k.
+    """Encode k context images and join them (h^V before the projector), for one row or several.
 
     Args:
         image_encoder: a transformers CLIPVisionModel.
-        images: (k, 3, H, W) in [0, 1].
-        weights: one a context image, see `aggregate_tokens`.
-        aggregation: `mean`, `sum` or `concat`.
-        chunk_size: how many images go through the encoder at once.
+        seen: (B, k, 3, size, size) in [0, 1], from `clip_crop`.
+        weights: one a context image, all 1 when None.
+        aggregation: `mean`, `sum` or `concat`, see `Join`.
+        chunk_size: how many images of a row go through the encoder at once.
         device: where the encoder runs, if its weights are elsewhere between calls (offloading).
         image_tokens: which tokens of the encoder's.
 
     Returns:
-        (1, N, d_v); (1, k * N, d_v) for `concat`.
+        (B, N, d_v); (B, k * N, d_v) for `concat`.
 
     Raises:
         ContextDiffusionError: no image, an unknown aggregation, or weights that do not fit.
     """
-    k = images.shape[0]
-    if k == 0:
-        raise ContextDiffusionError("0 context images: give at least one, or leave the visual context out")
-    if aggregation not in AGGREGATIONS:
-        raise ContextDiffusionError(f"aggregation is {aggregation!r}; choose one of {', '.join(AGGREGATIONS)}")
-    weights = check_weights(weights, k)
+    join = Join(check_weights(weights, seen.shape[1]), aggregation)
     parameter = next(image_encoder.parameters())
-    size = image_encoder.config.image_size
-    join = RunningJoin(weights, aggregation)
-    for start in range(0, k, chunk_size):
-        chunk = clip_preprocess(images[start : start + chunk_size].float(), size)
-        chunk = chunk.to(device or parameter.device, parameter.dtype)
-        join.add(image_tokens(image_encoder, chunk))
-    joined = join.result()
-    return joined.reshape(1, -1, joined.shape[-1])
+    for chunk in seen.split(chunk_size, dim=1):
+        pixels = clip_normalise(chunk.flatten(0, 1)).to(device or parameter.device, parameter.dtype)
+        tokens = image_tokens(image_encoder, pixels)
+        join.add(tokens.unflatten(0, chunk.shape[:2]).transpose(0, 1))
+    return join.result().transpose(0, 1).flatten(1, 2)
 
 
 class ContextProjector(nn.Module):

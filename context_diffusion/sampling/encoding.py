@@ -13,11 +13,12 @@ from ..images import fit_image, to_pil
 from ..maps import make_map
 from ..model.conditioning import encode_text
 from ..model.context_diffusion import ContextDiffusion
+from ..model.latents import decode_latents, encode_images
 from ..model.layout import layout_of
 from ..model.reading import Reading
 from ..model.visual_context import encode_visual_context
 from ..ranges import PIXELS
-from .inputs import check_embeds, check_values, read_context, read_images, read_prompts
+from .inputs import Context, Request, check_embeds, check_values, read_context, read_images, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class EncodingMixin:
         Args:
             context_images: one list of images, shared by the batch, or a list of lists, one for each row.
             context_weights: one number an image.
-            aggregation: mean, sum or concat, see `visual_context.aggregate_tokens`; the model's own when None.
+            aggregation: mean, sum or concat, see `visual_context.Join`; the model's own when None.
             device: where to encode; the pipeline's own when None.
 
         Returns:
@@ -109,56 +110,64 @@ class EncodingMixin:
             ContextDiffusionError: no image encoder, images or weights that do not fit, or rows that `concat`
                 makes unequally long.
         """
-        device = device or self._execution_device
-        reading = self.reading
-        aggregation = aggregation or reading.aggregation
         rows = self._read_context(context_images, context_weights)
-        if self.image_encoder is None and any(images for images, _ in rows):
+        return self._encode_context(self.to_model(), rows, aggregation, device or self._execution_device)
+
+    def _read_context(self, images: object, weights: object) -> list[Context]:
+        """`read_context`, at the size of the image encoder's input where there is one."""
+        encoder = self.image_encoder
+        return read_context(images, weights, None if encoder is None else encoder.config.image_size)
+
+    def _encode_context(
+        self, model: ContextDiffusion, contexts: list[Context], aggregation: str | None, device: torch.device
+    ) -> Tensor:
+        """Contexts that `_read_context` read -> projected h^V, (B, N, d_c), see `encode_context`."""
+        if self.image_encoder is None and any(images for images, _ in contexts):
             raise ContextDiffusionError(
                 "the model has no image encoder for the context images: load one, or give context_embeds"
             )
-        encoded = []
-        for images, weights in rows:
-            if not images:
-                encoded.append(None)
-                continue
-            seen = torch.stack(images)
-            tokens = encode_visual_context(
-                self.image_encoder,
-                seen,
-                weights,
-                aggregation,
-                device=device,
-                image_tokens=reading.image_tokens,
-            )
-            encoded.append(self.projector(tokens.to(device, self.projector.dtype)))
+        reading, encoded = model.reading, []
+        for images, weights in contexts:
+            tokens = None
+            if images:
+                tokens = encode_visual_context(
+                    self.image_encoder,
+                    torch.stack(images)[None],
+                    weights,
+                    aggregation or reading.aggregation,
+                    device=device,
+                    image_tokens=reading.image_tokens,
+                )
+                tokens = self.projector(tokens.to(device, self.projector.dtype))
+            encoded.append(tokens)
         lengths = {tokens.shape[1] for tokens in encoded if tokens is not None}
         if len(lengths) > 1:
             raise ContextDiffusionError(
                 "aggregation is 'concat' and the rows have different numbers of context images: "
                 "give equal numbers, or use mean"
             )
-        null = self._null_context(lengths.pop() if lengths else None, device)
+        like = torch.empty(0, device=device, dtype=self.unet.dtype)
+        null = model.null_context(1, lengths.pop() if lengths else self.config.context_tokens, like)
         return torch.cat([null if tokens is None else tokens.to(null) for tokens in encoded])
 
-    def _read_context(self, images: object, weights: object) -> list[tuple[list[Tensor], list[float] | None]]:
-        """`read_context`, at the size of the image encoder's input where there is one."""
-        encoder = self.image_encoder
-        return read_context(images, weights, None if encoder is None else encoder.config.image_size)
-
-    def _null_context(self, n_tokens: int | None, device: torch.device) -> Tensor:
-        n_tokens = n_tokens or self.config.context_tokens
-        if n_tokens is None:
-            raise ContextDiffusionError(
-                "the model has no image encoder, so the length of its null context is unknown: "
-                "load one, set context_tokens, or give context_embeds"
-            )
-        like = torch.empty(0, device=device, dtype=self.unet.dtype)
-        return self.to_model().null_context(1, n_tokens, like)
-
-    def _null_like(self, context: Tensor) -> Tensor:
-        """The null context at the length and for the rows of a context (B, N, d_c)."""
-        return self.to_model().null_context(len(context), context.shape[1], context)
+    def _encode(
+        self, model: ContextDiffusion, request: Request, aggregation: str | None, device: torch.device
+    ) -> dict[str, Tensor | None]:
+        """What the branches of guidance read, by its name for callbacks; each tensor's batch is the rows', or 1."""
+        text, null_text = self.encode_prompt(
+            request.prompt, request.negative_prompt, request.prompt_embeds, request.negative_prompt_embeds, device
+        )
+        context = request.context_embeds
+        if context is None:
+            context = self._encode_context(model, request.contexts or [([], None)], aggregation, device)
+        context = context.to(device, self.unet.dtype)
+        return {
+            "prompt_embeds": text,
+            "negative_prompt_embeds": null_text,
+            "context_embeds": context,
+            "null_context": model.null_context(len(context), context.shape[1], context),
+            "query_map": None,
+        }
 
     def _layout_query(self, layouts: list[Tensor], map_name: str, height: int, width: int) -> Tensor:
         """The query at the size that brings the layout encoder to latents of (height, width)."""
@@ -169,12 +178,12 @@ class EncodingMixin:
     def _encode_start(self, starts: list[Tensor], height: int, width: int, device: torch.device) -> Tensor:
         size = (height * self.vae_scale_factor, width * self.vae_scale_factor)
         images = torch.stack([fit_image(image, size) for image in starts]).to(device, self.vae.dtype)
-        return self.to_model().encode_images(images).float()
+        return encode_images(self.vae, images).float()
 
     def _decode(self, latents: Tensor, output_type: str) -> Tensor | list[Image.Image]:
         if output_type == "latent":
             return latents if self.vae is None else latents.to(self.vae.dtype)  # what `vae.decode` takes
-        images = self.to_model().decode_latents(latents.to(self.vae.dtype)).float()
+        images = decode_latents(self.vae, latents.to(self.vae.dtype)).float()
         if not torch.isfinite(images).all():
             logger.warning("the images hold NaN, shown as black: run the pipeline in float32 or bfloat16")
             images = images.nan_to_num()

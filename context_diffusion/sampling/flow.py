@@ -13,6 +13,7 @@ from ..choices import SAMPLERS
 from ..errors import ContextDiffusionError
 from ..model.guidance import FULL, branch_weights, guide
 from ..model.latents import vae_scale_factor
+from ..model.process import flow_step
 from ..ranges import STEPS
 
 if TYPE_CHECKING:
@@ -50,11 +51,7 @@ class Sampler(Protocol):
 
 
 class FlowSampler:
-    """Steps of a rectified flow from s = 1 to 0 in equal parts, with classifier-free guidance.
-
-    With z_s = (1 - s) x + s eps and the guided velocity v, a step predicts x = z_s - s v. `lcm` goes on from x with new
-    noise, `euler` with the noise that it sees in z_s, which is a step along v. What one step got wrong in x, uneven
-    fills first of all, `euler` hands to the next as if it were in the image; new noise covers it.
+    """Steps of a rectified flow from s = 1 to 0 in equal parts (`process.flow_step`), with classifier-free guidance.
 
     All guidance branches go through the UNet in one batch; text and context are encoded once for all steps.
 
@@ -127,9 +124,8 @@ class FlowSampler:
             timestep = torch.full((n * len(weights),), 1000.0 * s, device=y.device, dtype=y.dtype)
             velocity = model.predict(z.repeat(len(weights), 1, 1, 1), timestep, y, layout)
             velocity = guide(dict(zip(weights, velocity.chunk(len(weights)), strict=True)), weights)
-            clean = z - s * velocity
-            noise = z + (1 - s) * velocity if self.sampler == "euler" else self._noise(generators, batch.size).to(y)
-            z = (1 - s_next) * clean + s_next * noise
+            noise = self._noise(generators, batch.size).to(y) if self.sampler == "lcm" else None
+            z = flow_step(z, velocity, s, s_next, noise)
         return model.decode_latents(z).float()
 
     def _text(self, prompts: Sequence[str] | None, n: int) -> Tensor:

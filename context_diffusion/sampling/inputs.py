@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,72 @@ from ..model.visual_context import clip_crop
 from ..ranges import CONTEXT_WEIGHT
 
 _LARGEST = 10_000
+
+# Context images as the image encoder sees them, and a weight for each (None: all alike).
+Context = tuple[list[Tensor], list[float] | None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call of the pipeline goes by, read: each has as many rows as the batch, or one for all, or is None.
+
+    Attributes:
+        prompt, negative_prompt: texts.
+        prompt_embeds, negative_prompt_embeds: (B, T, d_c) in the place of a text.
+        contexts: from `read_context`.
+        context_embeds: projected h^V (B, N, d_c) in their place.
+        queries: images (3, H, W) that give the layout.
+        starts: images (3, H, W) to start from.
+    """
+
+    prompt: list[str] | None = None
+    negative_prompt: list[str] | None = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    contexts: list[Context] | None = None
+    context_embeds: Tensor | None = None
+    queries: list[Tensor] | None = None
+    starts: list[Tensor] | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a text makes the branch with text another than that without."""
+        if self.prompt_embeds is not None or self.negative_prompt_embeds is not None:
+            return True
+        return any(self.prompt or []) or any(self.negative_prompt or [])
+
+    @property
+    def has_context(self) -> bool:
+        """Whether any row has a visual context."""
+        return self.context_embeds is not None or any(images for images, _ in self.contexts or [])
+
+    def rows(self, width: int) -> int:
+        """The number of rows that all agree on.
+
+        Args:
+            width: d_c.
+
+        Raises:
+            ContextDiffusionError: nothing to go by, a context given twice, embeddings of another width, or numbers of
+                rows that cannot be matched.
+        """
+        others = (self.prompt, self.prompt_embeds, self.queries, self.starts)
+        if not self.has_context and all(value is None for value in others):
+            raise ContextDiffusionError("nothing to go by: give a prompt, context images or a query image")
+        if self.context_embeds is not None:
+            if self.contexts is not None:
+                raise ContextDiffusionError("got both context_images and context_embeds: give one of them")
+            check_embeds(self.context_embeds, "context_embeds", width)
+        return common_batch(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            prompt_embeds=self.prompt_embeds,
+            negative_prompt_embeds=self.negative_prompt_embeds,
+            context_images=self.contexts,
+            context_embeds=self.context_embeds,
+            query=self.queries,
+            image=self.starts,
+        )
 
 
 def read_images(value: object, name: str) -> list[Tensor]:
@@ -48,9 +115,7 @@ def _each_image(value: object, name: str) -> Iterator[Tensor]:
     )
 
 
-def read_context(
-    images: object, weights: object = None, size: int | None = None
-) -> list[tuple[list[Tensor], list[float] | None]]:
+def read_context(images: object, weights: object = None, size: int | None = None) -> list[Context]:
     """Context images, shared by the batch or a list for each of its rows.
 
     Args:
@@ -211,3 +276,8 @@ def check_generator(generator: object, images: int) -> None:
         )
     if len(generator) != images:
         raise ContextDiffusionError(f"{len(generator)} generators for {images} images: give one for each")
+
+
+def spread(tensor: Tensor | None, rows: int, repeats: int) -> Tensor | None:
+    """(1 or rows, ...) -> (rows * repeats, ...), a row's repeats in succession; None stays None."""
+    return None if tensor is None else tensor.expand(rows, *tensor.shape[1:]).repeat_interleave(repeats, 0)

@@ -22,14 +22,14 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from ..errors import ContextDiffusionError
-from ..model.conditioning import combine
+from ..model.context_diffusion import ContextDiffusion
 from ..model.guidance import CONTEXT_ONLY, FULL, NULL, branch_weights, guide
 from ..model.latents import vae_scale_factor
-from ..model.visual_context import ContextProjector
+from ..model.visual_context import ContextProjector, n_tokens
 from ..projector import PretrainedContextProjector
 from ..ranges import GUIDANCE, LAYOUT_STRENGTH, SHARE, STEPS, whole_number
 from .encoding import EncodingMixin
-from .inputs import check_callback, check_embeds, check_generator, common_batch, read_changes, read_images, read_prompts
+from .inputs import Request, check_callback, check_generator, read_changes, read_images, read_prompts, spread
 from .loading import LoadingMixin
 from .scheduler import add_noise, check_scheduler, set_timesteps
 
@@ -95,8 +95,9 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
             tokenizer=tokenizer,
             image_encoder=image_encoder,
         )
+        self.reading.check(unet)
         if image_encoder is not None:
-            context_tokens = self.to_model().context_tokens
+            context_tokens = n_tokens(image_encoder.config.image_size, image_encoder.config.patch_size)
         self.register_to_config(schedule=schedule, info=info, context_tokens=context_tokens)
         self.vae_scale_factor = vae_scale_factor(vae.config) if vae is not None else 8
 
@@ -201,21 +202,23 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        prompt = read_prompts(prompt, "prompt")
-        negative_prompt = read_prompts(negative_prompt, "negative_prompt")
-        contexts = None
-        if context_images is not None:
-            contexts = self._read_context(context_images, context_weights)
-            # What is left of them, so that no image is decoded a second time.
-            context_images = [images for images, _ in contexts]
-        has_context = context_embeds is not None or any(images for images, _ in contexts or [])
-        layouts = self._read_query(query_image, query_map)
-        if not has_context and all(one is None for one in (prompt, prompt_embeds, layouts, image)):
-            raise ContextDiffusionError("nothing to go by: give a prompt, context images or a query image")
-        starts = read_images(image, "image") if image is not None else None
 
+        # 1. Read what was given: texts, images and tensors, a row each or one for all rows.
+        request = Request(
+            prompt=read_prompts(prompt, "prompt"),
+            negative_prompt=read_prompts(negative_prompt, "negative_prompt"),
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            contexts=None if context_images is None else self._read_context(context_images, context_weights),
+            context_embeds=context_embeds,
+            queries=self._read_query(query_image, query_map),
+            starts=None if image is None else read_images(image, "image"),
+        )
+        rows = request.rows(self.unet.config.cross_attention_dim)
+
+        # 2. Check the numbers, and that the model can do what is asked for.
         (num_inference_steps,) = STEPS.check(num_inference_steps=num_inference_steps)
-        (num_images_per_prompt,) = whole_number(1).check(num_images_per_prompt=num_images_per_prompt)
+        (repeats,) = whole_number(1).check(num_images_per_prompt=num_images_per_prompt)
         text_guidance, context_guidance = GUIDANCE.check(text_guidance=text_guidance, context_guidance=context_guidance)
         (layout_strength,) = LAYOUT_STRENGTH.check(layout_strength=layout_strength)
         layout_start, layout_end, eta, strength = SHARE.check(
@@ -226,83 +229,47 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
         self._check_output(output_type, image is not None)
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_scheduler(self.scheduler, (self.config.schedule or {}).get("prediction_type"))
-        if context_embeds is not None:
-            if context_images is not None:
-                raise ContextDiffusionError("got both context_images and context_embeds: give one of them")
-            check_embeds(context_embeds, "context_embeds", self.unet.config.cross_attention_dim)
+        check_generator(generator, rows * repeats)
+        height, width = self._latent_size(height, width, latents, rows * repeats)
 
-        batch = common_batch(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            context_images=contexts,
-            context_embeds=context_embeds,
-            query=layouts,
-            image=starts,
-        )
-        images = batch * num_images_per_prompt
-        check_generator(generator, images)
-        height, width = self._latent_size(height, width, latents, images)
-
-        self._interrupt = False
-        self._text_guidance, self._context_guidance = text_guidance, context_guidance
-        device = self._execution_device
-        has_text = any(text is not None for text in (prompt_embeds, negative_prompt_embeds)) or any(
-            any(texts or []) for texts in (prompt, negative_prompt)
-        )
-        if not has_text and not has_context:
-            self._text_guidance = self._context_guidance = 1.0  # every branch is the same one
-
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, device
-        )
-        if context_embeds is None and has_context:
-            context_embeds = self.encode_context(context_images, context_weights, aggregation, device)
-        elif context_embeds is None:
-            context_embeds = self._null_context(None, device)
-        tensors = {
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "context_embeds": context_embeds.to(device, self.unet.dtype),
-            "null_context": self._null_like(context_embeds.to(device, self.unet.dtype)),
-            "query_map": None,
-        }
-        if layouts is not None and layout_strength > 0 and layout_start < layout_end:
-            query = self._layout_query(layouts, "none" if query_map is not None else map_name, height, width)
+        # 3. Encode text, context and query, a row an image.
+        model, device = self.to_model(), self._execution_device
+        tensors = self._encode(model, request, aggregation, device)
+        if request.queries is not None and layout_strength > 0 and layout_start < layout_end:
+            query = self._layout_query(request.queries, "none" if query_map is not None else map_name, height, width)
             tensors["query_map"] = query.to(device, self.layout_encoder.dtype)
-        for name, tensor in tensors.items():
-            tensors[name] = None if tensor is None else _rows(tensor, batch, num_images_per_prompt)
+        tensors = {name: spread(tensor, rows, repeats) for name, tensor in tensors.items()}
 
-        timesteps = set_timesteps(self.scheduler, num_inference_steps, device, strength if starts else 1.0)
-        self._num_timesteps = len(timesteps)
+        # 4. Begin with noise, or with the image and noise over it.
+        timesteps = set_timesteps(self.scheduler, num_inference_steps, device, strength if request.starts else 1.0)
         if latents is None:
-            shape = (images, self.unet.config.in_channels, height, width)
+            shape = (rows * repeats, self.unet.config.in_channels, height, width)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         # Latents stay float32: in half precision the steps would round what the scheduler adds.
-        latents = latents.to(device, torch.float32)
-        if starts:
-            clean = _rows(self._encode_start(starts, height, width, device), batch, num_images_per_prompt)
-            tensors["latents"] = add_noise(self.scheduler, clean, latents, timesteps[0])
-        else:
-            tensors["latents"] = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        tensors["latents"] = self._begin(request.starts, latents.to(device, torch.float32), timesteps[0])
 
-        extra = {"eta": eta, "generator": generator}
+        # 5. Step by step: the guided prediction, and what the scheduler makes of it.
+        self._interrupt, self._num_timesteps = False, len(timesteps)
+        # With neither text nor context every branch is the same one.
+        guided = request.has_text or request.has_context
+        self._text_guidance, self._context_guidance = (text_guidance, context_guidance) if guided else (1.0, 1.0)
         accepted = inspect.signature(self.scheduler.step).parameters
-        extra = {name: value for name, value in extra.items() if name in accepted}
+        extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
         steps, order = len(timesteps), self.scheduler.order
         # A callback may change the query; its features are made anew then.
-        shown = layout = None
+        encoded = layout = None
         with self.progress_bar(total=math.ceil(steps / order)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
+                if tensors["query_map"] is not encoded:
+                    encoded = tensors["query_map"]
+                    layout = None if encoded is None else model.encode_query(encoded)
                 heard = layout_start <= i / steps and (i + 1) / steps <= layout_end
-                weights = branch_weights(self._text_guidance, self._context_guidance, has_text, has_context)
-                if tensors["query_map"] is not shown:
-                    shown = tensors["query_map"]
-                    layout = None if shown is None else self.to_model().encode_query(shown)
-                prediction = self._predict(t, tensors, weights, layout if heard else None, layout_strength)
+                weights = branch_weights(
+                    self._text_guidance, self._context_guidance, request.has_text, request.has_context
+                )
+                prediction = self._predict(model, t, tensors, weights, layout if heard else None, layout_strength)
                 stepped = self.scheduler.step(prediction, t, tensors["latents"], **extra, return_dict=False)
                 tensors["latents"] = stepped[0]
                 if callback_on_step_end is not None:
@@ -312,23 +279,32 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
                 if i == steps - 1 or i % order == 0:
                     progress_bar.update()
 
+        # 6. Latents into images.
         result = self._decode(tensors["latents"], output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
+    def _begin(self, starts: list[Tensor] | None, noise: Tensor, t: Tensor) -> Tensor:
+        """The latents of the first step: noise, or the images to start from with the noise of that step."""
+        if not starts:
+            return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        clean = self._encode_start(starts, *noise.shape[-2:], noise.device)
+        return add_noise(self.scheduler, clean.repeat_interleave(len(noise) // len(clean), 0), noise, t)
+
     def _predict(
         self,
+        model: ContextDiffusion,
         t: Tensor,
         tensors: dict[str, Tensor],
         weights: dict[str, float],
-        query: Tensor | None,
+        layout: Tensor | None,
         layout_strength: float,
     ) -> Tensor:
         """The guided prediction for the latents; branches whose y are equally long share one UNet call."""
         text, null_text = tensors["prompt_embeds"], tensors["negative_prompt_embeds"]
         context, null_context = tensors["context_embeds"], tensors["null_context"]
         if null_context.shape != context.shape:  # a callback changed the context
-            null_context = self._null_like(context)
+            null_context = model.null_context(len(context), context.shape[1], context)
         branches = {
             FULL: (text, context),
             CONTEXT_ONLY: (null_text, context),
@@ -336,27 +312,20 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
         }
         by_length: dict[int, dict[str, Tensor]] = {}
         for name in weights:
-            y = combine(*branches[name])
+            y = model.condition(*branches[name])
             by_length.setdefault(y.shape[1], {})[name] = y
         latents = tensors["latents"]
         if hasattr(self.scheduler, "scale_model_input"):
             latents = self.scheduler.scale_model_input(latents, t)
-        latents = latents.to(self.unet.dtype)
-        model, predictions = self.to_model(), {}
+        latents, predictions = latents.to(self.unet.dtype), {}
         for ys in by_length.values():
-            rows = len(ys)
             prediction = model.predict(
-                latents.repeat(rows, 1, 1, 1),
+                latents.repeat(len(ys), 1, 1, 1),
                 t,
                 torch.cat(list(ys.values())),
-                None if query is None else query.repeat(rows, 1, 1, 1),
+                None if layout is None else layout.repeat(len(ys), 1, 1, 1),
                 layout_strength,
                 context.shape[1],
             )
-            predictions.update(zip(ys, prediction.float().chunk(rows), strict=True))
+            predictions.update(zip(ys, prediction.float().chunk(len(ys)), strict=True))
         return guide(predictions, weights)
-
-
-def _rows(tensor: Tensor, batch: int, repeats: int) -> Tensor:
-    """(1 or batch, ...) -> (batch * repeats, ...), a row's repeats in succession."""
-    return tensor.expand(batch, *tensor.shape[1:]).repeat_interleave(repeats, 0)

@@ -23,6 +23,7 @@ from ...context_diffusion.checkpoint.stored import StoredModel
 from ...context_diffusion.checkpoint.style import encoder_mark
 from ...context_diffusion.checkpoint.tokenizer import tokenizer_from_json
 from ...context_diffusion.errors import ContextDiffusionError
+from ...context_diffusion.model.visual_context import n_tokens
 from .weights import check_weights, shapes_of
 
 if TYPE_CHECKING:
@@ -150,12 +151,12 @@ class ContextProjection(torch.nn.Module):
 
 def build_style_model(stored: StoredModel) -> comfy.sd.StyleModel:
     """The projector as a style model."""
-    config, n_tokens, encoder = stored.configs["projector"], None, None
+    config, tokens, encoder = stored.configs["projector"], None, None
     if "image_encoder" in stored.configs:
         vision = stored.configs["image_encoder"]
-        n_tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+        tokens = n_tokens(vision["image_size"], vision["patch_size"])
         encoder = encoder_mark(stored.weights["image_encoder"])
-    module = ContextProjection(config["vision_width"], config["text_width"], n_tokens, encoder)
+    module = ContextProjection(config["vision_width"], config["text_width"], tokens, encoder)
     check_weights(stored.path, "projector", stored.weights["projector"], module)
     module.load_state_dict(stored.weights["projector"])
     return comfy.sd.StyleModel(module.requires_grad_(False).eval())

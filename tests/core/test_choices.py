@@ -11,7 +11,7 @@ from context_diffusion import choices
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.images import fit_image
 from context_diffusion.maps import MAPS
-from context_diffusion.model.visual_context import aggregate_tokens
+from context_diffusion.model.visual_context import Join
 from context_diffusion.sampling.flow import FlowSampler
 
 from .tiny import tiny_model
@@ -44,9 +44,11 @@ def test_aggregations():
     expected = {"mean": tokens.mean(0), "sum": tokens.sum(0), "concat": tokens.flatten(0, 1)}
     assert set(choices.AGGREGATIONS) == set(expected)
     for name in choices.AGGREGATIONS:
-        torch.testing.assert_close(aggregate_tokens(tokens, aggregation=name)[0], expected[name])
+        join = Join(torch.ones(2), name)
+        join.add(tokens)
+        torch.testing.assert_close(join.result().flatten(0, 1), expected[name])
     with pytest.raises(ContextDiffusionError, match=", ".join(choices.AGGREGATIONS)):
-        aggregate_tokens(tokens, aggregation="max")
+        Join(torch.ones(2), "max")
 
 
 def test_samplers():

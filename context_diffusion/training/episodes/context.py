@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...model.context_diffusion import ContextDiffusion
+from ...model.visual_context import Join
 
 
 def row_contexts(model: ContextDiffusion, tokens: Tensor, weights: Tensor) -> Tensor:
@@ -26,7 +27,9 @@ def row_contexts(model: ContextDiffusion, tokens: Tensor, weights: Tensor) -> Te
     if aggregation == "sum":
         weights = heard.to(tokens.dtype)
     # Section 3.2: the mean over the k context images, token by token; then the projector.
-    context = model.projector(torch.einsum("ru,und->rnd", weights, tokens))
+    join = Join(weights, "sum")
+    join.add(tokens)
+    context = model.projector(join.result())
     return torch.where(heard.any(1).view(-1, 1, 1), context, model.null_context())
 
 

@@ -9,8 +9,7 @@ import torch
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.model.visual_context import (
     ContextProjector,
-    RunningJoin,
-    aggregate_tokens,
+    Join,
     clip_crop,
     clip_preprocess,
     encode_visual_context,
@@ -29,28 +28,33 @@ def pictures(k, size=32, seed=0):
     return torch.rand(k, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def encode(encoder, images, *more):
+    """As the model does: what the encoder sees of the images, in one row."""
+    return encode_visual_context(encoder, clip_crop(images, 32)[None], *more)
+
+
 def test_tokens_are_the_last_hidden_state_of_clip_input(encoder):
     images = pictures(1)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
     pixels = ((images * 255).round() / 255 - mean) / std
     expected = encoder(pixel_values=pixels).last_hidden_state
-    torch.testing.assert_close(encode_visual_context(encoder, images), expected)
+    torch.testing.assert_close(encode(encoder, images), expected)
     assert expected.shape == (1, 5, 48)
 
 
 def test_mean_of_equal_images_is_one_image(encoder):
     image = pictures(1)
-    one = encode_visual_context(encoder, image)
+    one = encode(encoder, image)
     for k in (2, 3, 11):
-        torch.testing.assert_close(encode_visual_context(encoder, image.expand(k, -1, -1, -1)), one, rtol=0, atol=1e-6)
+        torch.testing.assert_close(encode(encoder, image.expand(k, -1, -1, -1)), one, rtol=0, atol=1e-6)
 
 
 def test_order_does_not_matter(encoder):
     images, weights = pictures(5), [1.0, 2.0, 0.5, 0.0, 3.0]
     order = [3, 1, 4, 0, 2]
-    straight = encode_visual_context(encoder, images, weights)
-    shuffled = encode_visual_context(encoder, images[order], [weights[i] for i in order])
+    straight = encode(encoder, images, weights)
+    shuffled = encode(encoder, images[order], [weights[i] for i in order])
     torch.testing.assert_close(shuffled, straight, rtol=0, atol=1e-6)
 
 
@@ -68,9 +72,13 @@ def test_chunked_equals_unchunked_and_the_formula(encoder, aggregation, weights)
         "concat": torch.cat(list(scaled))[None],
     }[aggregation]
     for chunk_size in (1, 2, 3, 7, 100):
-        chunked = encode_visual_context(encoder, images, weights, aggregation, chunk_size)
+        chunked = encode(encoder, images, weights, aggregation, chunk_size)
         torch.testing.assert_close(chunked, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(aggregate_tokens(tokens, weights, aggregation), expected)
+    rows = torch.stack([images, images.flip(0)])
+    model = tiny_model()
+    both = model.encode_context(rows, weights, aggregation)
+    for row, joined in zip(rows, both, strict=True):
+        torch.testing.assert_close(joined[None], model.encode_context(row, weights, aggregation), rtol=1e-5, atol=1e-5)
 
 
 def test_256_images_go_through_the_encoder_eight_at_a_time(encoder):
@@ -79,7 +87,7 @@ def test_256_images_go_through_the_encoder_eight_at_a_time(encoder):
         lambda module, args, kwargs: batches.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
     try:
-        tokens = encode_visual_context(encoder, pictures(256))
+        tokens = encode(encoder, pictures(256))
     finally:
         hook.remove()
     assert max(batches) == 8 and sum(batches) == 256
@@ -88,9 +96,7 @@ def test_256_images_go_through_the_encoder_eight_at_a_time(encoder):
 
 def test_weight_zero_leaves_an_image_out(encoder):
     images = pictures(2)
-    torch.testing.assert_close(
-        encode_visual_context(encoder, images, [1.0, 0.0]), encode_visual_context(encoder, images[:1])
-    )
+    torch.testing.assert_close(encode(encoder, images, [1.0, 0.0]), encode(encoder, images[:1]))
 
 
 def test_clip_crop_keeps_the_centre_and_is_idempotent():
@@ -133,14 +139,14 @@ def test_null_context_is_zeros():
 )
 def test_bad_weights(encoder, weights, message):
     with pytest.raises(ContextDiffusionError, match=message):
-        encode_visual_context(encoder, pictures(2), weights)
+        encode(encoder, pictures(2), weights)
 
 
 def test_no_image_and_unknown_aggregation(encoder):
     with pytest.raises(ContextDiffusionError, match="0 context images"):
-        encode_visual_context(encoder, torch.zeros(0, 3, 32, 32))
+        encode(encoder, torch.zeros(0, 3, 32, 32))
     with pytest.raises(ContextDiffusionError, match="choose one of mean, sum, concat"):
-        encode_visual_context(encoder, pictures(1), aggregation="median")
+        encode(encoder, pictures(1), None, "median")
 
 
 def test_importing_the_core_imports_neither_diffusers_nor_transformers():
@@ -152,14 +158,14 @@ def test_importing_the_core_imports_neither_diffusers_nor_transformers():
     assert out.stdout.strip() == "[]"
 
 
-def test_running_join_takes_features_of_any_shape() -> None:
+def test_the_join_takes_features_of_any_shape() -> None:
     weights = torch.tensor([1.0, 0.5, 2.0])
     for shape in ((3, 4), (3, 2, 5, 4)):
         features = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         weighted = features * weights.view(-1, *[1] * (features.ndim - 1))
         total = weighted.sum(0, keepdim=True)
         for name, expected in {"mean": total / 3.5, "sum": total, "concat": weighted}.items():
-            join = RunningJoin(weights, name)
+            join = Join(weights, name)
             join.add(features[:2])
             join.add(features[2:])
             torch.testing.assert_close(join.result(), expected)
