@@ -16,7 +16,6 @@ from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.model.context_diffusion import ContextDiffusion
 from context_diffusion.model.reading import Reading
 from context_diffusion.training.begin.first_model import freeze_unused, refuse_change
-from context_diffusion.training.episodes.groups import draw_examples
 from context_diffusion.training.settings import DiffusionSettings, one_of, setting
 from context_diffusion.training.stages.diffusion import DiffusionObjective, DiffusionStage
 
@@ -146,6 +145,19 @@ class ResearchStage(DiffusionStage):
             return {}
         examples = draw_examples(len(usual), self.settings.members, generator)
         return {"examples": examples, "example_queries": torch.where(other, others[examples], usual[examples])}
+
+
+def draw_examples(unique: int, members: int, generator: torch.Generator) -> Tensor:
+    """The example of each picture: another one of its group, (unique,) positions among the batch's pictures.
+
+    Args:
+        unique: pictures in the batch, group after group.
+        members: pictures of a group.
+        generator: source of the choice.
+    """
+    position = torch.arange(unique)
+    step = torch.randint(1, members, (unique,), generator=generator)
+    return position - position % members + (position + step) % members
 
 
 def _check_kept(layout_encoder: object, layout: str, path: str) -> None:

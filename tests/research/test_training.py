@@ -7,12 +7,11 @@ from safetensors.torch import load_file
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training.begin.attention import attention_of, with_attention
-from context_diffusion.training.episodes.groups import draw_examples
 from context_diffusion.training.run.loop import train
 from context_diffusion.training.settings import DiffusionSettings
 from research.decoupled import decouple
 from research.prompt_diffusion import PromptDiffusion
-from research.training import ResearchStage
+from research.training import ResearchStage, draw_examples
 
 from ..core.tiny_data import diffusion_config, write_tiny_data, write_tiny_encoders
 from ..core.training.test_attention import unet

@@ -157,16 +157,3 @@ def context_matrix(
         chosen = torch.randperm(len(others), generator=generator)[:k].tolist()
         matrix[row, [others[index] for index in chosen]] = 1 / k
     return matrix
-
-
-def draw_examples(unique: int, members: int, generator: torch.Generator) -> Tensor:
-    """The example of each picture: another one of its group, (unique,) positions among the batch's pictures.
-
-    Args:
-        unique: pictures in the batch, group after group.
-        members: pictures of a group.
-        generator: source of the choice.
-    """
-    position = torch.arange(unique)
-    step = torch.randint(1, members, (unique,), generator=generator)
-    return position - position % members + (position + step) % members
