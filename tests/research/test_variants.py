@@ -270,9 +270,9 @@ def test_the_baseline_takes_no_other_change():
         with pytest.raises(ContextDiffusionError, match=words):
             build_model(parts, ResearchSettings(**choice))
     for choice, words in (
-        ({"baseline": "painter"}, "none, prompt_diffusion"),
+        ({"baseline": "painter"}, "none or prompt_diffusion"),
         ({"layout": "lora"}, "controlnet, t2i_adapter"),
-        ({"null_context": "grey"}, "zeros, black"),
+        ({"null_context": "grey"}, "zeros or black"),
     ):
         with pytest.raises(ContextDiffusionError, match=words):
             read_table(ResearchSettings, "diffusion", choice)
