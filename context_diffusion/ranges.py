@@ -97,6 +97,7 @@ def number(low: float | None = None, high: float | None = None) -> Range:
 STEPS = whole_number(1, 10_000)
 PIXELS = whole_number(1, 16_384)
 GUIDANCE = number(-100, 100)
+LORA_STRENGTH = number(-100, 100)
 LAYOUT_STRENGTH = number(0, 10)
 CONTEXT_WEIGHT = number(0, 1000)
 SHARE = number(0, 1)

@@ -12,7 +12,7 @@ from ..choices import AGGREGATIONS, FITS, MAPS
 from ..errors import ContextDiffusionError
 from ..model.latents import vae_scale_factor
 from ..pretrained import DEFAULT_MODEL, find_model
-from ..ranges import CONTEXT_WEIGHT, GUIDANCE, LAYOUT_STRENGTH, PIXELS, SHARE, STEPS, whole_number
+from ..ranges import CONTEXT_WEIGHT, GUIDANCE, LAYOUT_STRENGTH, LORA_STRENGTH, PIXELS, SHARE, STEPS, whole_number
 from .inputs import Inputs, collect_inputs
 from .outputs import check_keeps, check_writable, output_files
 from .parser import new_command
@@ -86,6 +86,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="NAME-OR-FILE",
         help=f"bundled name or .safetensors file ({DEFAULT_MODEL})",
     )
+    how.add_argument(
+        "--lora",
+        nargs="+",
+        type=_lora,
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="LoRA files of that model, such as one of a style of your own; strength: 1",
+    )
     how.add_argument("--steps", type=STEPS, default=20, help="sampling steps: more is slower and cleaner (20)")
     how.add_argument(
         "--text-guidance",
@@ -147,6 +155,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     out.add_argument(
         "--grid", action="store_true", help="write one picture with the inputs and all outputs side by side"
     )
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH; a colon may be a part of the name."""
+    file, colon, strength = text.rpartition(":")
+    if not colon or strength.endswith(".safetensors"):
+        return Path(text), 1.0
+    return Path(file), LORA_STRENGTH(strength)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -227,6 +243,8 @@ def _sample(
     from ..sampling.pipeline import ContextDiffusionPipeline
 
     pipe = ContextDiffusionPipeline.from_single_file(model_path, dtype=dtype, device=device)
+    for file, strength in arguments.lora:
+        pipe.load_lora(file, strength)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="sampling")
     parts = [(query, first) for query in queries or [None] for first in range(0, arguments.num_images, _AT_ONCE)]
     for query, first in parts:

@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from ..devices import pick_device, pick_dtype
 from ..errors import ContextDiffusionError
+from ..ranges import LORA_STRENGTH
 from .scheduler import make_scheduler
 
 if TYPE_CHECKING:
@@ -103,6 +104,25 @@ class LoadingMixin:
         for name, part in parts.items():
             setattr(model, name, part)
         return cls.from_model(model.eval(), scheduler)
+
+    def load_lora(self, path: str | PathLike, strength: float = 1.0) -> Self:
+        """Add a LoRA of this model (kohya's names) to its weights; several add up, see `checkpoint.lora.apply_lora`.
+
+        Args:
+            path: the file.
+            strength: factor of the change, -100 to 100; minus the strength it has takes it away again.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            ContextDiffusionError: the file cannot be read or is no LoRA of this model, or the strength no such number.
+        """
+        from ..checkpoint.lora import apply_lora
+
+        (strength,) = LORA_STRENGTH.check(strength=strength)
+        apply_lora(self, path, strength)
+        return self
 
     @classmethod
     def from_pretrained(

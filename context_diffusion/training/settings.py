@@ -105,6 +105,34 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class MoreData:
+    """What every stage may draw from beside `data`."""
+
+    icons: str = setting("", TEXT, "folder of another data set, such as `data icons` wrote")
+    icon_share: float = setting(0.0, SHARE, "share of the draws that are from `icons`")
+    own: str = setting("", TEXT, "folder of one more, such as `data folder` wrote")
+    own_share: float = setting(0.0, SHARE, "share of the draws that are from `own`")
+
+    def __post_init__(self) -> None:
+        for name, share_name in (("icons", "icon_share"), ("own", "own_share")):
+            folder, share = getattr(self, name), getattr(self, share_name)
+            if share and not folder:
+                raise ContextDiffusionError(f"{share_name} is {share} and {name} names no data set: give both")
+            if folder and not share:
+                raise ContextDiffusionError(f"{name} is {folder!r} and {share_name} {share}: give a share up to 1")
+        if self.icon_share + self.own_share > 1:
+            raise ContextDiffusionError(
+                f"icon_share is {self.icon_share} and own_share {self.own_share}: give shares of 1 in all, or less"
+            )
+
+    @property
+    def more_data(self) -> dict[str, tuple[str, float]]:
+        """Name -> folder and share of the data sets that are given."""
+        every = {"icons": (self.icons, self.icon_share), "own": (self.own, self.own_share)}
+        return {name: (folder, share) for name, (folder, share) in every.items() if folder}
+
+
+@dataclass(frozen=True)
 class VAEWeights:
     """[vae.weights]: the terms of the loss beside L1, which counts 1."""
 
@@ -115,7 +143,7 @@ class VAEWeights:
 
 
 @dataclass(frozen=True)
-class VAESettings:
+class VAESettings(MoreData):
     """[vae]: the small autoencoder."""
 
     start_from: str = setting("", TEXT, "folder of an earlier run to go on from, whose `latent_channels` win")
@@ -137,12 +165,13 @@ class VAESettings:
     weights: VAEWeights = setting(VAEWeights(), VAEWeights, "of the terms of the loss")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.crop % 8:
             raise ContextDiffusionError(f"[vae] crop is {self.crop}: give a multiple of 8")
 
 
 @dataclass(frozen=True)
-class CLIPSettings:
+class CLIPSettings(MoreData):
     """[clip]: the small CLIP and its vocabulary."""
 
     width: int = setting(192, whole_number(1), "of both encoders, a multiple of `heads`")
@@ -158,6 +187,7 @@ class CLIPSettings:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width % self.heads:
             raise ContextDiffusionError(
                 f"[clip] width is {self.width} and heads {self.heads}: give a width that heads divide"
@@ -182,13 +212,16 @@ TRAINED = ("start_from", "pretrained")
 
 
 @dataclass(frozen=True)
-class DiffusionSettings:
+class DiffusionSettings(MoreData):
     """[diffusion]: UNet, layout encoder, projector and the CLIP encoders together, on in-context episodes."""
 
     vae: str = setting("", TEXT, "folder of the vae stage; beside a checkpoint it takes the place of that one's")
     clip: str = setting("", TEXT, "folder of the clip stage; not read beside a checkpoint")
-    start_from: str = setting("", TEXT, "checkpoint to go on from")
+    start_from: str = setting("", TEXT, "checkpoint to go on from, a file or a bundled name")
     pretrained: str = setting("", TEXT, "checkpoint whose UNet and encoders a new model begins with")
+    lora_rank: int = setting(
+        0, whole_number(0), "above 0 a LoRA of that rank in the UNet's attention is trained, and nothing else"
+    )
     keep_layout: bool = setting(False, FLAG, "and with the ControlNet of `pretrained` too")
     prediction_type: str = setting("flow", one_of("epsilon", "v_prediction", "flow"), "what a new UNet predicts")
     channels: tuple[int, ...] = setting(
@@ -213,8 +246,6 @@ class DiffusionSettings:
     pool_seed: int | None = setting(None, whole_number(0), "of the pool; without, the run's `seed`")
     pool_groups: int = setting(700, whole_number(1), "groups of 16 pictures in the pool")
     shares: Shares = setting(Shares(0.45, 0.47, 0.08), Shares, "of the kinds of groups")
-    icons: str = setting("", TEXT, "folder of another data set")
-    icon_share: float = setting(0.0, SHARE, "share of the groups that are drawn from `icons`")
     text_dropout: float = setting(0.45, SHARE, "share of the rows without text")
     context_dropout: float = setting(0.12, SHARE, "share of the rows without context")
     query_dropout: float = setting(0.05, SHARE, "share of the rows without query")
@@ -225,18 +256,11 @@ class DiffusionSettings:
     info: dict = setting({}, NAMES, "what the checkpoint says of itself; its `name` is the file's")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.largest_k >= self.members:
             raise ContextDiffusionError(
                 f"[diffusion] largest_k is {self.largest_k} with {self.members} members of a group: a context is drawn "
                 f"from the others, give 1 to {self.members - 1}"
-            )
-        if self.icon_share and not self.icons:
-            raise ContextDiffusionError(
-                f"[diffusion] icon_share is {self.icon_share} and icons names no data set: give both"
-            )
-        if self.icons and not self.icon_share:
-            raise ContextDiffusionError(
-                f"[diffusion] icons is {self.icons!r} and icon_share {self.icon_share}: give a share up to 1"
             )
         if self.start_from and self.pretrained:
             raise ContextDiffusionError(

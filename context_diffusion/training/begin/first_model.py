@@ -15,6 +15,7 @@ from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion
 from ...model.reading import Reading
 from ...model.visual_context import ContextProjector
+from ...pretrained import find_model
 from ..settings import DiffusionSettings
 from .attention import attention_of, block_types, with_attention, within
 from .vae import load_vae
@@ -88,7 +89,7 @@ def _stage_folder(name: str, folder: str) -> Path:
 
 def _continued(settings: DiffusionSettings, check: Callable[[ContextDiffusion, Any], None]) -> ContextDiffusion:
     """The model of `start_from`, its UNet with more attention if that is asked for."""
-    model = load_checkpoint(settings.start_from, dtype=torch.float32)
+    model = load_checkpoint(find_model(settings.start_from), dtype=torch.float32)
     check(model, settings)
     model.unet = with_attention(model.unet, settings.attention or attention_of(model.unet))
     model.info.update(settings.info)
@@ -151,7 +152,7 @@ def _around_pretrained(settings: DiffusionSettings) -> dict[str, Any]:
     `keep_layout` the other one's ControlNet stays too, so that only the way to the context is new.
     """
     path = settings.pretrained
-    start = load_checkpoint(path, dtype=torch.float32)
+    start = load_checkpoint(find_model(path), dtype=torch.float32)
     missing = [name for name in ("vae", "text_encoder", "image_encoder") if getattr(start, name) is None]
     if missing:
         raise ContextDiffusionError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...data.library import EmojiLibrary
+from ...data.mixture import Mixture
 from ...data.transforms import TRAIN_FAMILIES
 from ...errors import ContextDiffusionError
 from ...files import write_atomically
@@ -24,6 +24,7 @@ from ..run.loop import batch_seed
 from .groups import draw_group
 
 GROUP_SIZE = 16
+_NO_MORE_DATA = {"icons": "", "icon_share": 0.0, "own": "", "own_share": 0.0}
 
 
 class EpisodePool:
@@ -31,15 +32,13 @@ class EpisodePool:
 
     Args:
         folder: where the arrays lie; made when missing.
-        library: the data set that groups are drawn from.
+        mixture: the data sets that groups are drawn from.
         groups: how many.
         shares: kind -> share of the groups, see `draw_group`.
         seed: of every group.
         encode: images (B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w).
         latent_shape: (C, h, w).
         encoder: says which weights `encode` has.
-        icons: another data set, which has none of the held-out content.
-        icon_share: share of the groups that are drawn from it.
 
     Raises:
         ContextDiffusionError: the folder holds a pool that was made with other settings.
@@ -48,24 +47,21 @@ class EpisodePool:
     def __init__(
         self,
         folder: Path,
-        library: EmojiLibrary,
+        mixture: Mixture,
         groups: int,
         shares: dict[str, float],
         seed: int,
         encode: Callable[[Tensor], Tensor],
         latent_shape: tuple[int, int, int],
         encoder: str = "",
-        icons: EmojiLibrary | None = None,
-        icon_share: float = 0.0,
     ) -> None:
-        self.folder, self.library, self.groups, self.seed = folder, library, groups, seed
-        self.encode, self.icons = encode, icons
-        self.icon_share = icon_share
+        self.folder, self.mixture, self.groups, self.seed = folder, mixture, groups, seed
+        self.encode = encode
         self.kinds = list(shares)
         # Kinds are dealt out evenly over the pool, so that any part of it has all of them.
         edges = np.cumsum(list(shares.values())) / sum(shares.values())
         self._kind_of = np.searchsorted(edges, (np.arange(groups) * 0.618034) % 1.0, side="right")
-        size = library.size
+        size = mixture.library.size
         shapes = {
             "images": ((size, size, 3), np.uint8),
             "queries": ((size, size, 3), np.uint8),
@@ -74,7 +70,9 @@ class EpisodePool:
         }
         folder.mkdir(parents=True, exist_ok=True)
         made_with = {"seed": seed, "shares": shares, "encoder": encoder, "transforms": list(TRAIN_FAMILIES)}
-        made_with |= {"data": library.digest, "icons": icons.digest if icons else "", "icon_share": self.icon_share}
+        made_with |= {"data": mixture.library.digest, **_NO_MORE_DATA}
+        for name, (library, share) in mixture.others.items():
+            made_with |= {name: library.digest, f"{name.removesuffix('s')}_share": share}
         _check_settings(folder / "settings.json", made_with)
         self.arrays = {
             name: _open(folder / f"{name}.npy", (groups, GROUP_SIZE, *shape), dtype)
@@ -88,8 +86,7 @@ class EpisodePool:
         missing = [index for index in range(rank, self.groups, world) if not self.done[index]]
         for index in tqdm(missing, desc="episode pool", disable=None if rank == 0 else True):
             rng = np.random.default_rng(batch_seed(self.seed, index, 0, 7))
-            library = self.icons if self.icon_share and rng.random() < self.icon_share else self.library
-            group = draw_group(library, rng, self.kinds[self._kind_of[index]], GROUP_SIZE)
+            group = draw_group(self.mixture.draw(rng), rng, self.kinds[self._kind_of[index]], GROUP_SIZE)
             self.arrays["images"][index] = _to_bytes(group.images)
             self.arrays["queries"][index] = _to_bytes(group.queries)
             self.arrays["other_queries"][index] = _to_bytes(group.other_queries)
@@ -131,7 +128,7 @@ def _check_settings(path: Path, settings: dict) -> None:
             scratch.write_text(json.dumps(settings, indent=1))
     found = json.loads(path.read_text())
     # Pools from before these were written: of the data nothing is known, and no share was none.
-    older = {"data": settings["data"], "icons": settings["icons"], "icon_share": 0.0}
+    older = {**_NO_MORE_DATA, "data": settings["data"], "icons": settings["icons"]}
     found = {**older, **found}
     changed = [name for name in settings if found.get(name) != settings[name]]
     if changed:

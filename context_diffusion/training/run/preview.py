@@ -26,7 +26,9 @@ def preview_cases(library: EmojiLibrary, plain: int = 7, transformed: int = 5) -
         target = str(rng.choice(keys))
         near = [key for key in keys if key != target and library.subgroup(key) == library.subgroup(target)]
         others = [key for key in keys if key != target and key not in near]
-        chosen = (near + [str(key) for key in rng.choice(others, size=3, replace=False)])[:3]
+        # A set of one's own is all of one subgroup.
+        more = [str(key) for key in rng.choice(others, size=3, replace=False)] if others else []
+        chosen = (near + more)[:3]
         pictures = library.batch(style, [target, *chosen])
         if row >= plain:
             families = TRAIN_FAMILIES if row % 2 else HELDOUT_FAMILIES

@@ -14,7 +14,7 @@ from ...files import write_tensors
 from ..config import RunConfig
 
 # What a run may go on with changed: where things lie, and what the checkpoint says of itself.
-_FREE = ("vae", "pool", "icons", "feature_weights", "info")
+_FREE = ("vae", "pool", "icons", "own", "feature_weights", "info")
 
 
 def identity(config: RunConfig, more: dict[str, object]) -> dict[str, object]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...checkpoint.tokenizer import tokenizer_to_json, train_tokenizer
 from ...data.captions import FAMILY_WORDS, transformed_caption
 from ...data.library import EmojiLibrary
+from ...data.mixture import Mixture
 from ...data.transforms import sample_transform
 from ...model.visual_context import clip_preprocess
 from ..config import RunConfig, stage_settings
@@ -110,28 +111,29 @@ class CLIPStage:
     def __init__(self, config: RunConfig) -> None:
         torch.manual_seed(config.seed)
         self.config, self.settings = config, stage_settings(config)
-        self.library = EmojiLibrary(config.data)
+        self.mixture = Mixture.open(config.data, self.settings.more_data)
         self.tokenizer = train_tokenizer(self._all_captions(), self.settings.vocabulary)
         text, vision = new_clip(self.settings, len(self.tokenizer), self.tokenizer.eos_token_id)
         self.module = CLIPObjective(text, vision)
 
     def _all_captions(self) -> list[str]:
         """What the vocabulary is learned from: words of the training emoji and of every style and color."""
-        library = self.library
-        texts = [
-            ", ".join([entry["name"], entry["group"], entry["subgroup"], *entry["keywords"]])
-            for key, entry in library.emoji.items()
-            if not library.is_heldout(key)
-        ]
-        for style in library.train_styles:
-            texts += [library.caption(style, key) for key in library.train_keys[style][::8]]
+        texts = []
+        for library in self.mixture:
+            texts += [
+                ", ".join([entry["name"], entry["group"], entry["subgroup"], *entry["keywords"]])
+                for key, entry in library.emoji.items()
+                if not library.is_heldout(key)
+            ]
+            for style in library.train_styles:
+                texts += [library.caption(style, key) for key in library.train_keys[style][::8]]
         return texts + list(FAMILY_WORDS.values()) * 20
 
     def batch(self, step: int, rank: int, world: int) -> dict:
         rng = np.random.default_rng(batch_seed(self.config.seed, step, rank))
         images, captions = [], []
         while len(images) < self.config.batch_size:
-            image, caption = draw_pair(self.library, rng, self.settings.transformed)
+            image, caption = draw_pair(self.mixture.draw(rng), rng, self.settings.transformed)
             images.append(image)
             captions.append(caption)
         images = torch.cat(images)

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...checkpoint.lora import save_lora
 from ...checkpoint.write import save_checkpoint
-from ...data.library import EmojiLibrary
+from ...data.mixture import Mixture
 from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion
 from ...model.latents import encode_images
 from ...model.process import diffusion_loss
 from ...model.visual_context import clip_preprocess
 from ..begin.first_model import build_model, check_start, first_model, freeze_unused
+from ..begin.lora import add_lora
 from ..begin.vae import latents_digest
 from ..config import RunConfig, stage_settings
 from ..episodes.context import row_contexts
@@ -93,13 +95,17 @@ class DiffusionStage:
         torch.manual_seed(config.seed)
         self.config, self.settings = config, stage_settings(config)
         settings = self.settings
-        self.library = EmojiLibrary(config.data)
+        mixture = Mixture.open(config.data, settings.more_data)
+        self.library = mixture.library
+        check_styles(mixture, settings.members)
         self.groups = groups_of_batch(config.batch_size, settings)
         model = first_model(settings, self.build_model, self.check_start)
         self.vae = model.vae.eval().requires_grad_(False)
         # The VAE is no part of what is trained and saved at every step.
         model.vae = None
         self.freeze_unused(model)
+        # The light way: a low-rank change of the UNet's attention is all that is trained.
+        self.lora = add_lora(model, settings.lora_rank) if settings.lora_rank else None
         self.module = self.objective(model).to(memory_format=torch.channels_last)
         # What is computed with beside `module`.
         self.frozen = (self.vae,)
@@ -108,15 +114,13 @@ class DiffusionStage:
         size = self.library.size // 8
         self.pool = EpisodePool(
             Path(settings.pool or Path(config.out) / "pool"),
-            self.library,
+            mixture,
             settings.pool_groups,
             {name: share for name, share in asdict(settings.shares).items() if share is not None},
             config.seed if settings.pool_seed is None else settings.pool_seed,
             self._encode,
             (model.unet.config.in_channels, size, size),
             latents,
-            load_icons(settings, self.library.size),
-            settings.icon_share,
         )
 
     def prepare(self, rank: int, world: int) -> None:
@@ -205,10 +209,15 @@ class DiffusionStage:
             return preview_grid(model, self.library)
 
     def finish(self, out: Path) -> None:
-        """Write the whole model in fp16."""
-        name = self.settings.info.get("name", "model")
+        """Write the whole model in fp16; of a LoRA, the LoRA alone."""
+        info = self.settings.info
+        path = out / f"{info.get('name', 'model')}.safetensors"
+        if self.lora:
+            metadata = {f"modelspec.{key}": str(info[key]) for key in ("title", "author", "license") if key in info}
+            save_lora(path, {layer: (change.up, change.down) for layer, change in self.lora.items()}, metadata)
+            return
         with self._whole() as model:
-            save_checkpoint(model, out / f"{name}.safetensors", dtype=torch.float16)
+            save_checkpoint(model, path, dtype=torch.float16)
 
 
 def groups_of_batch(batch_size: int, settings: DiffusionSettings) -> int:
@@ -231,18 +240,16 @@ def groups_of_batch(batch_size: int, settings: DiffusionSettings) -> int:
     return batch_size // rows
 
 
-def load_icons(settings: DiffusionSettings, size: int) -> EmojiLibrary | None:
-    """The icons' data set, if there is one.
+def check_styles(mixture: Mixture, members: int) -> None:
+    """Refuse styles with fewer training pictures than a batch takes of a group, all of them different.
 
     Raises:
-        ContextDiffusionError: no data set, or one of another size than `size`.
+        ContextDiffusionError: there is one.
     """
-    if not settings.icons:
-        return None
-    library = EmojiLibrary(settings.icons)
-    if library.size != size:
-        raise ContextDiffusionError(
-            f"[diffusion] the icons in {settings.icons} are {library.size} pixels and the emoji {size}: make both of "
-            "one size"
-        )
-    return library
+    for library in mixture:
+        for style, keys in library.train_keys.items():
+            if len(keys) < members:
+                raise ContextDiffusionError(
+                    f"{library.folder} has {len(keys)} pictures of {style} to train on and [diffusion] members is "
+                    f"{members}: give it more pictures, or members = 4"
+                )

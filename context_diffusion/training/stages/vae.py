@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...checkpoint.native_vae import tiny_vae_limits
-from ...data.library import EmojiLibrary
+from ...data.mixture import Mixture
 from ...data.transforms import sample_transform
 from ...errors import ContextDiffusionError
 from ..begin.vae import load_vae, new_vae, with_blocks
@@ -83,7 +83,8 @@ class VAEStage:
     def __init__(self, config: RunConfig) -> None:
         torch.manual_seed(config.seed)
         self.config, self.settings = config, stage_settings(config)
-        self.library = EmojiLibrary(config.data)
+        self.mixture = Mixture.open(config.data, self.settings.more_data)
+        self.library = self.mixture.library
         settings = self.settings
         if settings.crop > self.library.size:
             raise ContextDiffusionError(
@@ -112,14 +113,15 @@ class VAEStage:
         }
 
     def _crop(self, rng: np.random.Generator) -> Tensor:
-        style = str(rng.choice(self.library.train_styles))
-        keys = self.library.train_keys[style]
+        library = self.mixture.draw(rng)
+        style = str(rng.choice(library.train_styles))
+        keys = library.train_keys[style]
         key = keys[int(rng.integers(len(keys)))]
-        image = self.library.batch(style, [key])
+        image = library.batch(style, [key])
         if rng.random() < self.settings.transformed:
-            image = sample_transform(rng)(image, self.library.background(style, [key]))
+            image = sample_transform(rng)(image, library.background(style, [key]))
         side = self.settings.crop
-        room = self.library.size - side + 1
+        room = library.size - side + 1
         # The busier of two crops: many emoji leave corners empty.
         crops = []
         for _ in range(2):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from context_diffusion.data.library import EmojiLibrary
+from context_diffusion.data.mixture import Mixture
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.maps import make_map
 from context_diffusion.training.config import RunConfig
@@ -242,7 +243,8 @@ def test_a_batch_is_a_function_of_step_and_process(stage):
 def test_vae_and_clip_batches_hold_training_pictures_only(data, tmp_path):
     for make, config in ((VAEStage, vae_config), (CLIPStage, clip_config)):
         stage = make(config(data, tmp_path, batch_size=8))
-        stage.library = library = WatchedLibrary(data)
+        library = WatchedLibrary(data)
+        stage.mixture = Mixture(library)
         first = stage.batch(0, 0, 1)
         for step in range(1, 12):
             stage.batch(step, 0, 1)

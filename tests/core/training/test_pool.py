@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from context_diffusion.data.library import EmojiLibrary
+from context_diffusion.data.mixture import Mixture
 from context_diffusion.errors import ContextDiffusionError
 from context_diffusion.training.begin.vae import latents_digest, new_vae
 from context_diffusion.training.episodes.pool import EpisodePool
@@ -27,7 +28,9 @@ def library(data):
 
 def make_pool(folder, library, groups=3, seed=0, shares=None, encoder="a"):
     shares = shares or {"plain": 1.0}
-    return EpisodePool(folder, library, groups, shares, seed, lambda images: images[:, :, ::8, ::8], (3, 8, 8), encoder)
+    return EpisodePool(
+        folder, Mixture(library), groups, shares, seed, lambda images: images[:, :, ::8, ::8], (3, 8, 8), encoder
+    )
 
 
 def test_a_pool_is_the_same_whoever_fills_it_and_goes_on_after_a_kill(library, tmp_path):
@@ -102,8 +105,9 @@ def test_a_pool_with_icons_is_none_without(data, library, tmp_path):
 
     def make(folder, *more):
         return EpisodePool(
-            folder, library, 2, {"plain": 1.0}, 0, lambda images: images[:, :, ::8, ::8], (3, 8, 8), "a", *more
-        )
+            folder, Mixture(library, {"icons": more} if more else None), 2, {"plain": 1.0}, 0,
+            lambda images: images[:, :, ::8, ::8], (3, 8, 8), "a",
+        )  # fmt: skip
 
     make(tmp_path / "with", icons, 0.3)
     with pytest.raises(ContextDiffusionError, match="icons and icon_share"):
