@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from context_diffusion.evaluation.statistics import rmse_ratio
 
 from context_diffusion.checkpoint.lora import apply_lora
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
 from context_diffusion.evaluation.metrics import rmse, squared_error
-from context_diffusion.evaluation.statistics import rmse_ratio
 from context_diffusion.images import image_grid, save_image
 from context_diffusion.maps import make_map
 from context_diffusion.model.context_diffusion import ContextDiffusion
