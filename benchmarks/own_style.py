@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from context_diffusion.evaluation.statistics import rmse_ratio
 
 from context_diffusion.checkpoint.lora import apply_lora
 from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.data.library import EmojiLibrary
-from context_diffusion.evaluation.metrics import rmse, squared_error
+from context_diffusion.evaluation.estimates import Estimate, mean_estimate
+from context_diffusion.evaluation.metrics import squared_error
 from context_diffusion.images import image_grid, save_image
 from context_diffusion.maps import make_map
 from context_diffusion.model.context_diffusion import ContextDiffusion
@@ -77,16 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     query = make_map(truth, "softedge")
     context = torch.stack([library.batch(style, keys) for style, _, keys in cases])
     drawn: dict[str, torch.Tensor] = {}
-    print(f"{'':<24} {'style':<16} images   RMSE  of {DEFAULT_MODEL}'s")
+    first: dict[str, Estimate] = {}
+    print(f"{'model':<24} {'style':<16} images  {'RMSE':<21}  of {DEFAULT_MODEL}'s")
     for label, model in models(given.models, given.loras):
         images = drawn[label] = generate(FlowSampler(model, steps=given.steps), query, context)
         for style in library.train_styles:
             rows = [index for index, case in enumerate(cases) if case[0] == style]
-            errors = [squared_error(each[rows], truth[rows]) for each in (images, drawn[DEFAULT_MODEL])]
-            ratio = rmse_ratio(*errors, [cases[index][1] for index in rows])
-            print(
-                f"{label:<24} {style:<16} {len(rows):>6} {rmse(images[rows], truth[rows]):>6.3f}  {ratio}", flush=True
-            )
+            sums, counts = squared_error(images[rows], truth[rows])
+            error = mean_estimate(sums, [cases[index][1] for index in rows], counts).root()
+            change = error.over(first.setdefault(style, error))
+            print(f"{label:<24} {style:<16} {len(rows):>6}  {error}  {change}", flush=True)
     if given.grid:
         picked = [
             index
