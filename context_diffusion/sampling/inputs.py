@@ -66,10 +66,11 @@ class Request:
         others = (self.prompt, self.prompt_embeds, self.queries, self.starts)
         if not self.has_context and all(value is None for value in others):
             raise ContextDiffusionError("nothing to go by: give a prompt, context images or a query image")
-        if self.context_embeds is not None:
-            if self.contexts is not None:
-                raise ContextDiffusionError("got both context_images and context_embeds: give one of them")
-            check_embeds(self.context_embeds, "context_embeds", width)
+        if self.context_embeds is not None and self.contexts is not None:
+            raise ContextDiffusionError("got both context_images and context_embeds: give one of them")
+        for name in ("prompt_embeds", "negative_prompt_embeds", "context_embeds"):
+            if getattr(self, name) is not None:
+                check_embeds(getattr(self, name), name, width)
         return common_batch(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
