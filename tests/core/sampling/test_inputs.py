@@ -81,7 +81,7 @@ BAD = [
     ({"prompt_embeds": torch.zeros(1, 77, 32)}, "both prompt and prompt_embeds"),
     ({"prompt": None, "prompt_embeds": torch.zeros(1, 77, 31)}, "prompt_embeds: got .*31"),
     ({"context_embeds": torch.zeros(1, 5, 32)}, "both context_images and context_embeds"),
-    ({"prompt": None, "prompt_embeds": torch.zeros(0, 77, 32)}, "0 of prompt_embeds, 1 of context"),
+    ({"prompt": None, "prompt_embeds": torch.zeros(0, 77, 32)}, r"prompt_embeds: got \(0, 77, 32\)"),
     ({"prompt": None, "prompt_embeds": torch.zeros(1, 0, 32)}, r"prompt_embeds: got \(1, 0, 32\)"),
     ({"context_images": None, "context_embeds": torch.full((1, 5, 32), 1e38)}, "context_embeds holds .* values beyond"),
     ({"callback_on_step_end": 3}, "callback_on_step_end: got int, expected a function"),
