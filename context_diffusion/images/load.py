@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..choices import FITS
 from ..errors import ContextDiffusionError
+from ..files import open_regular
 from .fit import Color, Size, check_size, fit_image, parse_color
 
 if TYPE_CHECKING:
@@ -141,41 +142,34 @@ def _decode(path: Path) -> Image.Image:
     """Open a file and decode its first frame."""
     from PIL import Image, UnidentifiedImageError
 
-    if os.path.isdir(path):
-        raise ContextDiffusionError(f"{path} is a folder; give an image file")
-    try:
-        with open(path, "rb") as file:
+    with open_regular(path, "an image file") as file:
+        try:
             if not file.read(1):
                 raise ContextDiffusionError(f"{path} is empty (0 bytes); give an image file")
             file.seek(0)
-            try:
-                with warnings.catch_warnings():
-                    # Pillow warns of large pictures (the limit here is ours) and of damaged metadata.
-                    warnings.simplefilter("ignore")
-                    pil = Image.open(file)
-                    if pil.width * pil.height > MAX_PIXELS:
-                        raise Image.DecompressionBombError
-                    pil.load()
-                    _orientation(pil)  # read and kept by Pillow while the file is open
-                return pil
-            except UnidentifiedImageError as error:
-                raise ContextDiffusionError(
-                    f"{path} is not an image that can be read; expected PNG, JPEG, WebP, GIF, BMP or TIFF"
-                ) from error
-            except Image.DecompressionBombError as error:
-                raise ContextDiffusionError(
-                    f"{path} claims more than {MAX_PIXELS // 10**6} million pixels; make it smaller first"
-                ) from error
-            except _DECODER_ERRORS as error:
-                raise ContextDiffusionError(
-                    f"{path} is damaged or cut off ({error}); get the file anew or save it again"
-                ) from error
-    except FileNotFoundError as error:
-        raise ContextDiffusionError(f"{path} does not exist; check the file name") from error
-    except PermissionError as error:
-        raise ContextDiffusionError(f"{path} may not be read; change its permissions") from error
-    except OSError as error:
-        raise ContextDiffusionError(f"{path} cannot be read: {error.strerror or error}") from error
+            with warnings.catch_warnings():
+                # Pillow warns of large pictures (the limit here is ours) and of damaged metadata.
+                warnings.simplefilter("ignore")
+                pil = Image.open(file)
+                if pil.width * pil.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                pil.load()
+                _orientation(pil)  # read and kept by Pillow while the file is open
+            return pil
+        except ContextDiffusionError:
+            raise
+        except UnidentifiedImageError as error:
+            raise ContextDiffusionError(
+                f"{path} is not an image that can be read; expected PNG, JPEG, WebP, GIF, BMP or TIFF"
+            ) from error
+        except Image.DecompressionBombError as error:
+            raise ContextDiffusionError(
+                f"{path} claims more than {MAX_PIXELS // 10**6} million pixels; make it smaller first"
+            ) from error
+        except _DECODER_ERRORS as error:
+            raise ContextDiffusionError(
+                f"{path} is damaged or cut off ({error}); get the file anew or save it again"
+            ) from error
 
 
 def _check_arguments(size: Size | None, fit: str, background: Color) -> None:

@@ -377,7 +377,7 @@ def run(kind: str, count: int, seed: int, folder: Path, say: Callable[[str], Non
     content = whole.read_bytes()
     right = {reader: reader(whole) for reader in READERS[kind]}
     before, started, slowest = _peak(), time.monotonic(), 0.0
-    faults, ends = [], Counter()
+    faults, ends, said = [], Counter(), 0
     path = folder / f"damaged {kind}.safetensors"
     for number in range(count):
         case = damage(content, seed, number)
@@ -404,6 +404,9 @@ def run(kind: str, count: int, seed: int, folder: Path, say: Callable[[str], Non
         if _peak() - before > MOST_BYTES:
             faults.append(f"{kind} {number} ({case.damage}): {(_peak() - before) / 2**20:.0f} MiB of memory")
             before = _peak()
+        for fault in faults[said:]:
+            say(fault)
+        said = len(faults)
         if number % 500 == 499:
             say(f"{kind} {number + 1}: {len(faults)} faults so far")
     say(
@@ -428,7 +431,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for kind in arguments.kind or KINDS:
             faults += run(kind, arguments.count, arguments.seed, Path(folder), lambda line: print(line, flush=True))
-    print("\n".join(faults))
     return bool(faults)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -141,6 +142,9 @@ def expect_error(path: Path, *words: str) -> None:
 def test_missing_empty_folder_and_foreign_files(tmp_path: Path) -> None:
     expect_error(tmp_path / "nothing.png", "does not exist")
     expect_error(tmp_path, "is a folder")
+    if os.name != "nt":
+        os.mkfifo(tmp_path / "pipe.png")
+        expect_error(tmp_path / "pipe.png", "is a named pipe: give an image file")
     (tmp_path / "empty.png").touch()
     expect_error(tmp_path / "empty.png", "empty")
     (tmp_path / "text.png").write_text("no picture")
