@@ -22,14 +22,13 @@ from ..files import open_regular, parse_json
 
 # SAFETENSORS' own names of what a weight may be.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CHECKSUM_KEY = "context_diffusion.checksum"
+CHECKSUM_KEY = "context_diffusion.crc32"
 
 # A model with CLIP's whole vocabulary and thousands of tensors has two million bytes.
 _LARGEST_HEADER = 16 * 2**20
 _MOST_AXES = 8
-# What the checksum of our own metadata is filed under; no tensor has an empty name.
-_OWN_METADATA = ""
-_OWN_PREFIX = "context_diffusion."
+# What the checksum of all but the data is filed under; no tensor has an empty name.
+_DESCRIPTION = ""
 
 
 class TensorEntry(NamedTuple):
@@ -63,10 +62,8 @@ class TensorFile:
         self._data = 8 + len(text)
         self.metadata, self.tensors = _parse(path, text, self.size - self._data)
         self._checksums = _parse_checksums(path, self.metadata.pop(CHECKSUM_KEY, None))
-        groups = {_group(name) for name in self.tensors} | {_OWN_METADATA}
-        self._compare(_OWN_METADATA, _metadata_checksum(self.metadata))
-        if self._checksums and groups != set(self._checksums):
-            raise self._damaged("its tensors are not those that were saved")
+        dtypes = {name: (DTYPES.get(entry.dtype), entry.shape) for name, entry in self.tensors.items()}
+        self._compare(_DESCRIPTION, _describe(self.metadata, dtypes))
 
     def read(self, group: str) -> Iterator[tuple[str, Tensor]]:
         """The tensors of a group, one at a time, as (name, CPU tensor in memory of its own).
@@ -82,7 +79,7 @@ class TensorFile:
         checksum = 0
         for name in sorted(name for name in self.tensors if _group(name) == group):
             tensor = self._read(name)
-            checksum = _add(checksum, name, tensor)
+            checksum = zlib.crc32(_bytes_of(tensor), checksum)
             yield name, tensor
         self._compare(group, checksum)
         state = os.fstat(self._file.fileno())
@@ -157,13 +154,10 @@ class TensorFile:
 
     def _compare(self, group: str, checksum: int) -> None:
         if self._checksums and self._checksums.get(group) != checksum:
-            raise self._damaged(f"its {group or 'description'} is not what was saved")
-
-    def _damaged(self, reason: str) -> ContextDiffusionError:
-        return ContextDiffusionError(
-            f"{self.path} is damaged: {reason} (its checksum differs); copy or save it again. Who changes a file on "
-            f"purpose takes {CHECKSUM_KEY} out of its metadata"
-        )
+            raise ContextDiffusionError(
+                f"{self.path} is damaged: its {group or 'description'} is not what was saved (the checksum differs); "
+                f"copy or save it again. Who changes a file on purpose takes {CHECKSUM_KEY} out of its metadata"
+            )
 
 
 @contextmanager
@@ -172,39 +166,37 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
 
     Raises:
         ContextDiffusionError: the file is missing, no regular file, empty, truncated, a pickle or something else; or
-            it carries a checksum and its metadata or names are not what was saved.
+            it carries a checksum and its description is not what was saved.
     """
     with open_regular(path, "a .safetensors file") as file:
         yield TensorFile(Path(path), file)
 
 
 def checksums(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """What a file is to carry as `CHECKSUM_KEY`: CRC-32 of our own metadata and of each group of tensors, as JSON.
+    """What a file is to carry as `CHECKSUM_KEY`, CRC-32 each, as JSON: of what describes it and of each group.
 
-    Other metadata (the title, the author) may be edited by others.
+    The description is our own metadata and the tensors' names, dtypes and shapes; other metadata (the title, the
+    author) may be edited by others.
 
     Args:
         metadata: of the file.
         tensors: contiguous, on the CPU.
     """
-    values = {_OWN_METADATA: _metadata_checksum(metadata)}
+    dtypes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    values = {_DESCRIPTION: _describe(metadata, dtypes)}
     for name in sorted(tensors):
-        values[_group(name)] = _add(values.get(_group(name), 0), name, tensors[name])
+        values[_group(name)] = zlib.crc32(_bytes_of(tensors[name]), values.get(_group(name), 0))
     return json.dumps(values)
+
+
+def _describe(metadata: Mapping[str, str], dtypes: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]) -> int:
+    own = sorted((key, text) for key, text in metadata.items() if key.startswith("context_diffusion."))
+    tensors = sorted((name, str(dtype), shape) for name, (dtype, shape) in dtypes.items())
+    return zlib.crc32(json.dumps([own, tensors]).encode())
 
 
 def _group(name: str) -> str:
     return name.partition(".")[0]
-
-
-def _metadata_checksum(metadata: Mapping[str, str]) -> int:
-    own = sorted((key, text) for key, text in metadata.items() if key.startswith(_OWN_PREFIX) and key != CHECKSUM_KEY)
-    return zlib.crc32(json.dumps(own).encode())
-
-
-def _add(checksum: int, name: str, tensor: Tensor) -> int:
-    described = f"{name} {tensor.dtype} {list(tensor.shape)}"
-    return zlib.crc32(_bytes_of(tensor), zlib.crc32(described.encode(), checksum))
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -270,6 +262,6 @@ def _parse_checksums(path: Path, text: str | None) -> dict[str, int] | None:
         raise ContextDiffusionError(
             f"{path} is damaged: its checksum cannot be read ({error}); save it again"
         ) from error
-    if not isinstance(values, dict) or _OWN_METADATA not in values:
+    if not isinstance(values, dict) or _DESCRIPTION not in values:
         raise ContextDiffusionError(f"{path} is damaged: its checksum cannot be read; copy or save it again")
     return values

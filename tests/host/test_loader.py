@@ -120,7 +120,7 @@ def _with_a_wrong_shape(path: Path, part: str) -> None:
     save_checkpoint(tiny_model(), path)
     with safe_open(path, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    del metadata["context_diffusion.checksum"]
+    del metadata["context_diffusion.crc32"]
     name = next(name for name, value in tensors.items() if name.startswith(f"{part}.") and _is_linear(name, value))
     tensors[name] = tensors[name][:-1].clone()
     save_file(tensors, path, metadata)
@@ -214,7 +214,7 @@ def test_wrong_weights_are_one_line(host: Server) -> None:
     file = save_checkpoint(tiny_model(), models_folder(host) / "whole.safetensors")
     with safe_open(file, framework="pt") as opened:
         metadata, weights = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}
-    del metadata["context_diffusion.checksum"]
+    del metadata["context_diffusion.crc32"]
     rows = "text_encoder.text_model.embeddings.token_embedding.weight"
     norm = "text_encoder.text_model.final_layer_norm.bias"
     for name, change, words in (

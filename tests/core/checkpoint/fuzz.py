@@ -40,7 +40,7 @@ from context_diffusion.errors import ContextDiffusionError
 
 KINDS = ("style", "checkpoint")
 CPU_SECONDS, MOST_BYTES = 5, 2**30
-CHECKSUM = "context_diffusion.checksum"
+CHECKSUM = "context_diffusion.crc32"
 DESCRIPTIONS = ("context_diffusion.config", "context_diffusion.tokenizer", "context_diffusion.visual_context")
 
 # What JSON can say and json.dumps does not: texts that stand for these are replaced behind it.

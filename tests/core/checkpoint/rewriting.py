@@ -18,7 +18,7 @@ def read(file):
 def rewrite(file, tensors=None, metadata=None, config=None):
     """Change a file's contents with the safetensors library alone; as in files without one, no checksum is left."""
     old_tensors, old_metadata = read(file)
-    old_metadata.pop("context_diffusion.checksum", None)
+    old_metadata.pop("context_diffusion.crc32", None)
     if config is not None:
         settings = json.loads(old_metadata["context_diffusion.config"])
         config(settings)

@@ -190,7 +190,7 @@ def test_a_changed_number_of_the_config_is_found(file):
     changed = metadata["context_diffusion.config"].replace('"scaling_factor": 0.18215', '"scaling_factor": 0.18216')
     assert changed != metadata["context_diffusion.config"]
     save_file(tensors, file, metadata | {"context_diffusion.config": changed})
-    all_refuse(file, "its description is not what was saved.*context_diffusion.checksum out of its metadata")
+    all_refuse(file, "its description is not what was saved.*context_diffusion.crc32 out of its metadata")
     # The title is for anybody to change.
     save_file(tensors, file, metadata | {"modelspec.title": "another"})
     assert read_metadata(file)["modelspec"]["title"] == "another"
@@ -205,17 +205,31 @@ def test_weights_under_one_anothers_name_are_found(file):
     refused(file, "its unet is not what was saved")
 
 
+def test_another_name_dtype_or_shape_is_found_before_a_tensor_is_read(file):
+    content = file.read_bytes()
+    header, data = header_of(content)
+    name = "unet.conv_in.weight"
+    for change in ({"dtype": "I32"}, {"shape": header[name]["shape"][::-1]}, None):
+        changed = {key: dict(entry) for key, entry in header.items()}
+        if change is None:
+            changed["unet.conv_in.weights"] = changed.pop(name)
+        else:
+            changed[name].update(change)
+        file.write_bytes(with_header(changed, data))
+        all_refuse(file, "its description is not what was saved")
+
+
 def test_files_without_a_checksum_are_read(file):
     whole = load_checkpoint(file)
     rewrite(file)
-    assert "context_diffusion.checksum" not in read(file)[1]
+    assert "context_diffusion.crc32" not in read(file)[1]
     assert all(torch.equal(a, b) for a, b in zip(load_checkpoint(file).parameters(), whole.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"": "x"}', '{"": 3}'])
 def test_a_checksum_that_is_none(file, text):
     tensors, metadata = read(file)
-    save_file(tensors, file, metadata | {"context_diffusion.checksum": text})
+    save_file(tensors, file, metadata | {"context_diffusion.crc32": text})
     all_refuse(file, "is damaged")
 
 
@@ -258,6 +272,6 @@ def test_a_style_of_an_earlier_release_is_the_same_style(tmp_path):
     tensors = {"last_hidden_state": torch.ones(1, 5, 8)}
     save_style(path, tensors, {"images": 1})
     metadata = read(path)[1]
-    assert metadata.pop("context_diffusion.checksum")
+    assert metadata.pop("context_diffusion.crc32")
     save_file(load_file(path), path, metadata)
     assert not save_style(path, tensors, {"images": 1})

@@ -92,7 +92,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         "truncated": content[:-7],
         "empty": b"",
         "not a .safetensors": b"nonsense that is long enough to look at",
-        "last_hidden_state is missing": content.replace(b"last_hidden_state", b"LAST_hidden_state"),
+        "its description is not": content.replace(b"last_hidden_state", b"LAST_hidden_state"),
         "its description is not what": content.replace(b'{\\"format_version\\"', b'{\\"FORMAT_version\\"'),
         "its image_embeds is not what": content[:-1] + bytes([content[-1] ^ 1]),
     }

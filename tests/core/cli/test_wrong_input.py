@@ -99,7 +99,7 @@ def change(path, tensors=None, config=None):
     """Rewrite a checkpoint with the safetensors library alone."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    del metadata["context_diffusion.checksum"]
+    del metadata["context_diffusion.crc32"]
     weights = load_file(path)
     if tensors:
         tensors(weights)
