@@ -21,7 +21,7 @@ class Pyramid(tuple):
 
 
 class T2IAdapter(diffusers.T2IAdapter):
-    """diffusers' adapter with what the model asks of a layout encoder (`model.layout.LayoutEncoder`)."""
+    """diffusers' adapter with what the model asks of a layout encoder (`model.layout.ControlNetLayout`)."""
 
     @property
     def query_factor(self) -> int:

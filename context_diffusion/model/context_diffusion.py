@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-    from .layout import LayoutEncoder
-
 PREDICTION_TYPES = ("epsilon", "v_prediction", "flow")
 
 # Stable Diffusion 1.5's schedule: what a model starts from unless it says otherwise.
@@ -41,7 +39,7 @@ class ContextDiffusion(nn.Module):
     Attributes:
         unet: UNet2DConditionModel; its cross-attention width is d_c.
         projector: h^V of width d_v -> d_c.
-        layout_encoder: for the query q, or None: a ControlNetModel, or any network that is a `layout.LayoutEncoder`.
+        layout_encoder: for the query q, or None: a ControlNetModel, or another network, see `layout.ControlNetLayout`.
         vae: AutoencoderKL or AutoencoderTiny, or None where the user's own checkpoint brings it.
         text_encoder: CLIPTextModel of width d_c, or None.
         tokenizer: the CLIPTokenizer that belongs to it, or None.
@@ -67,7 +65,7 @@ class ContextDiffusion(nn.Module):
         unet: UNet2DConditionModel,
         projector: ContextProjector | None,
         *,
-        layout_encoder: ControlNetModel | LayoutEncoder | None = None,
+        layout_encoder: ControlNetModel | nn.Module | None = None,
         vae: AutoencoderKL | AutoencoderTiny | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
@@ -171,7 +169,7 @@ class ContextDiffusion(nn.Module):
         return y, None if query is None else self.encode_query(query.to(y)).repeat(len(branches), 1, 1, 1)
 
     def encode_query(self, query: Tensor) -> Tensor:
-        """What of the layout does not depend on z_t and t, see `layout.LayoutEncoder.encode_layout`.
+        """What of the layout does not depend on z_t and t, see `layout.ControlNetLayout.encode_layout`.
 
         Args:
             query: q (B, 3, 8h, 8w) in [0, 1].

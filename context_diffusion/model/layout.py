@@ -4,48 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import ContextDiffusionError
 
 
-@runtime_checkable
-class LayoutEncoder(Protocol):
-    """What the model asks of its layout encoder.
-
-    Attributes:
-        query_factor: pixels of the query a latent pixel, on each side.
-    """
-
-    query_factor: int
-
-    def encode_layout(self, query: Tensor) -> Tensor:
-        """What does not depend on z_t and t: images (B, 3, 8h, 8w) in [0, 1] -> features, or the images again.
-
-        Features are indexed and repeated by rows as a tensor is.
-        """
-        ...
-
-    def predict(
-        self, unet: nn.Module, z_t: Tensor, timestep: Tensor, y: Any, layout: Tensor, strength: float | Tensor
-    ) -> Tensor:
-        """The UNet's prediction (B, C, h, w) with the layout's residuals, `strength` times.
-
-        Args:
-            unet, z_t, timestep, y: as in `ContextDiffusion.predict`, y as the UNet's cross-attention takes it.
-            layout: from `encode_layout`, or query images.
-            strength: a number, or one for each row, (B, 1, 1, 1).
-        """
-        ...
-
-
 class ControlNetLayout:
-    """A diffusers ControlNetModel (arXiv 2302.05543) as the layout encoder.
+    """What the model asks of a layout encoder, for a diffusers ControlNetModel (arXiv 2302.05543).
 
-    Its stem does not see z_t or t and costs as much as half of the UNet: samplers run it once an image, and training
-    once for all noise levels of an image.
+    Another kind of network is asked itself: it has `query_factor`, `encode_layout` and `predict` of its own.
 
     Raises:
         ContextDiffusionError: the network is no ControlNet.
@@ -61,10 +30,15 @@ class ControlNetLayout:
 
     @property
     def query_factor(self) -> int:
+        """Pixels of the query a latent pixel, on each side."""
         return 2 ** (len(self.controlnet.config.conditioning_embedding_out_channels) - 1)
 
     def encode_layout(self, query: Tensor) -> Tensor:
-        """Query images -> the stem's features (B, C, h, w)."""
+        """Query images (B, 3, 8h, 8w) in [0, 1] -> what does not depend on z_t and t, the stem's features (B, C, h, w).
+
+        The stem costs as much as half of the UNet: samplers run it once an image, and training once for all noise
+        levels of an image. Features are indexed and repeated by rows.
+        """
         if hasattr(self.controlnet, "_hf_hook"):
             # The network's own call is what brings offloaded weights to the device: the stem runs with it.
             return query
@@ -73,7 +47,13 @@ class ControlNetLayout:
     def predict(
         self, unet: nn.Module, z_t: Tensor, timestep: Tensor, y: Any, layout: Tensor, strength: float | Tensor
     ) -> Tensor:
-        """See `LayoutEncoder.predict`."""
+        """The UNet's prediction (B, C, h, w) with the layout's residuals, `strength` times.
+
+        Args:
+            unet, z_t, timestep, y: as in `ContextDiffusion.predict`, y as the UNet's cross-attention takes it.
+            layout: from `encode_layout`, or query images.
+            strength: a number, or one for each row, (B, 1, 1, 1).
+        """
         settings = {"conditioning_scale": strength, "return_dict": False}
         if layout.shape[-2:] != z_t.shape[-2:]:
             down, mid = self.controlnet(z_t, timestep, y, layout, **settings)
@@ -95,6 +75,6 @@ class ControlNetLayout:
             handle.remove()
 
 
-def layout_of(layout_encoder: nn.Module) -> LayoutEncoder:
-    """A model's layout encoder by what the model asks of it: itself where it answers that, else as a ControlNet."""
-    return layout_encoder if isinstance(layout_encoder, LayoutEncoder) else ControlNetLayout(layout_encoder)
+def layout_of(layout_encoder: nn.Module) -> ControlNetLayout:
+    """A model's layout encoder by what the model asks of it, see `ControlNetLayout`."""
+    return layout_encoder if hasattr(layout_encoder, "encode_layout") else ControlNetLayout(layout_encoder)

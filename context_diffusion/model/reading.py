@@ -33,11 +33,10 @@ def _any_network(network: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """The steps between the image encoder and the networks' cross-attention; the defaults are the paper's, but zeros.
+    """The steps between the image encoder and the networks' cross-attention.
 
     Attributes:
-        aggregation: how k context images are joined, in training and unless a sampler is told otherwise: one of
-            `AGGREGATIONS`.
+        aggregation: how k context images are joined, in training and unless a sampler is told otherwise.
         image_tokens: (image encoder, its pixels (B, 3, S, S)) -> the tokens of each image, (B, N, d_v).
         null_context: (model, N, a tensor of the device and dtype) -> what stands for no context, (1, N, d_c).
         attended: (y, how many of its tokens are h^V) -> what the cross-attentions read.
