@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .context_diffusion import ContextDiffusion
 
 # Behind what a file asks for and nothing here knows.
-RESEARCH = "`python -m research COMMAND` in place of `context-diffusion COMMAND` reads the models of research/"
+RESEARCH = "`python -m research COMMAND` for `context-diffusion COMMAND` reads models of the repository's research/"
 
 
 def _zeros(model: ContextDiffusion, n_tokens: int, like: Tensor) -> Tensor:
