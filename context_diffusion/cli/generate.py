@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # Images sampled in one go: more would need memory and save little time.
 _AT_ONCE = 8
+
+# Weights of a UNet up to which one thread computes it, see `_set_threads`; the bundled model has 7 million.
+_SMALL_UNET = 50_000_000
 
 _EPILOG = """\
 Give at least one of --context, --query, --prompt or --example.
@@ -141,6 +145,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     how.add_argument("--dtype", default="auto", help="auto, fp32, fp16, bf16 (auto)")
 
+    how.add_argument(
+        "--threads", type=whole_number(1), metavar="N", help="CPU threads (1 for small models, else PyTorch's choice)"
+    )
+
     out = parser.add_argument_group("where to")
     out.add_argument(
         "--out",
@@ -185,7 +193,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = pick_device(arguments.device)
     dtype = pick_dtype(device, arguments.dtype)
-    height, width, encoder_size = _sizes(arguments, read_metadata(model_path))
+    metadata = read_metadata(model_path)
+    _set_threads(arguments.threads, metadata)
+    height, width, encoder_size = _sizes(arguments, metadata)
     context = [_load_context(path, encoder_size, arguments.fit) for path in inputs.context]
     queries = [load_image_as_tensor(path, (height, width), fit=arguments.fit) for path in inputs.queries]
 
@@ -200,6 +210,20 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(save_image(inputs_and_outputs(queries, inputs.map_name, context, outputs), arguments.out))
     return 0
+
+
+def _set_threads(threads: int | None, metadata: dict[str, Any]) -> None:
+    """As many CPU threads as are asked for; one for a small model, unless OMP_NUM_THREADS asks for others.
+
+    Threads wait for each other at every layer. Those of a small model are over so soon that two threads gain little,
+    and beside a busy process, where the one that is waited for may not be running, they lose much.
+    """
+    import torch
+
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = 1 if metadata["parts"]["unet"]["parameters"] <= _SMALL_UNET else None
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _sizes(arguments: argparse.Namespace, metadata: dict[str, Any]) -> tuple[int, int, int]:

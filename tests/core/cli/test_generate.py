@@ -223,3 +223,26 @@ def test_grid_of_many_context_images():
     # 20 cells: three lines of eight columns.
     assert MOST_COLUMNS * 32 < grid.shape[2] < MOST_COLUMNS * 40
     assert 3 * 32 < grid.shape[1] < 3 * 60
+
+
+@pytest.mark.parametrize(
+    "words, variable, small, expected",
+    [
+        ([], None, True, [1]),
+        ([], None, False, []),
+        ([], "2", True, []),
+        (["--threads", 3], None, True, [3]),
+        (["--threads", 3], "2", False, [3]),
+    ],
+)
+def test_threads(run, monkeypatch, words, variable, small, expected):
+    """One for a small model; what the user says comes first, the option before the variable."""
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    if not small:
+        monkeypatch.setattr(generate, "_SMALL_UNET", 1000)
+    code, _, err = run("--prompt", "moon", *words, "--out", "x.png", steps=1)
+    assert (code, err) == (0, "") and asked == expected
