@@ -98,14 +98,14 @@ def same_latents(first: nn.Module, second: nn.Module) -> bool:
         return False
     if any(first.config.get(name) != second.config.get(name) for name in ("scaling_factor", "shift_factor")):
         return False
-    one, two = (
+    state, other = (
         {name: value.float() for name, value in vae.state_dict().items() if not name.startswith(_DECODING)}
         for vae in (first, second)
     )
-    return one.keys() == two.keys() and all(
-        one[name].shape == two[name].shape
-        and torch.allclose(one[name], two[name], rtol=_ROUNDING, atol=_ROUNDING * float(one[name].abs().max()))
-        for name in one
+    return state.keys() == other.keys() and all(
+        value.shape == other[name].shape
+        and torch.allclose(value, other[name], rtol=_ROUNDING, atol=_ROUNDING * float(value.abs().max()))
+        for name, value in state.items()
     )
 
 

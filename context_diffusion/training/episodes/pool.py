@@ -126,11 +126,10 @@ def _check_settings(path: Path, settings: dict) -> None:
     if not path.exists():
         with write_atomically(path) as scratch:
             scratch.write_text(json.dumps(settings, indent=1))
-    found = json.loads(path.read_text())
     # Pools from before these were written: of the data nothing is known, and no share was none.
     older = {**_NO_MORE_DATA, "data": settings["data"], "icons": settings["icons"]}
-    found = {**older, **found}
-    changed = [name for name in settings if found.get(name) != settings[name]]
+    before = {**older, **json.loads(path.read_text())}
+    changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
         raise ContextDiffusionError(
             f"{path.parent} was made with another {' and '.join(changed)}: remove that folder to make it anew"

@@ -153,11 +153,12 @@ def _run(config: RunConfig, stage: Stage, accelerator: Accelerator, out: Path, l
         done = step + 1
         if writer and config.log_every and done % config.log_every == 0:
             rate = seen / (time.monotonic() - started)
-            shown = {name: float(value) for name, value in numbers.items()}
-            bar.set_postfix({**{name: f"{value:.4f}" for name, value in shown.items()}, "images/s": f"{rate:.0f}"})
-            for name, value in {**shown, "gradient_norm": float(norm), "images_per_second": rate}.items():
+            figures = {name: float(value) for name, value in numbers.items()}
+            bar.set_postfix({**{name: f"{value:.4f}" for name, value in figures.items()}, "images/s": f"{rate:.0f}"})
+            for name, value in {**figures, "gradient_norm": float(norm), "images_per_second": rate}.items():
                 writer.add_scalar(name, value, done)
-            logger.info("step %d %s images/s %.1f", done, {n: round(v, 4) for n, v in shown.items()}, rate)
+            rounded = {name: round(value, 4) for name, value in figures.items()}
+            logger.info("step %d %s images/s %.1f", done, rounded, rate)
         if accelerator.is_main_process:
             if done == last or (config.save_every and done % config.save_every == 0):
                 save_state(state_file, module, ema, optimizer, done, made_with)
