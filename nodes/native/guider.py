@@ -20,7 +20,8 @@ class ThreeBranchGuider(comfy.samplers.CFGGuider):
     """Ordinary guidance with a third conditioning: the context without the text.
 
     Steps that need two branches only, or one, are the host's own `sampling_function` on them. With three, all run in
-    one `calc_cond_batch`, the positive as branch 0 and the negative as branch 1, as patches of the attention expect.
+    one `calc_cond_batch`, the positive as branch 0 and the negative as branch 1, as patches of the attention expect;
+    the third in one of its own where another pack replaces the attention, or how batches are made.
     Functions that other nodes put into the model's options see these two and the text scale: what they make of
     ordinary guidance is kept, the context's own share is added to it, and those that work on the finished
     prediction get it finished.
