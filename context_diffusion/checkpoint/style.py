@@ -120,8 +120,9 @@ def load_style(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
     with open_tensors(path) as file:
         if _KEY not in file.metadata:
             raise ContextDiffusionError(f"{path} is a .safetensors file, but not a saved visual context: {_HINT}")
-        if file.size > _LARGEST:
-            raise ContextDiffusionError(f"{path} has {file.size} bytes, more than a style's {_LARGEST}: {_HINT}")
+        size = max((entry.stop for entry in file.tensors.values()), default=0)
+        if size > _LARGEST:
+            raise ContextDiffusionError(f"{path} has {size} bytes of data, more than a style's {_LARGEST}: {_HINT}")
         info = _parse_info(path, file.metadata[_KEY])
         shape = file.tensors[TOKENS].shape if TOKENS in file.tensors else None
         if shape is None or len(shape) != 3 or 0 in shape:
@@ -147,9 +148,10 @@ def _parse_info(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
         )
     sizes = info.get("image_sizes", [])
     wrong = [name for name, kind in _INFO.items() if name in info and type(info[name]) is not kind]
-    if wrong or not all(isinstance(size, list) and all(type(side) is int for side in size) for size in sizes):
-        wrong = (wrong or ["image_sizes"])[0]
-        raise ContextDiffusionError(f"{path} is damaged: its {wrong} is {brief(info[wrong])}; save it again")
+    if not wrong and not all(isinstance(size, list) and all(type(side) is int for side in size) for size in sizes):
+        wrong = ["image_sizes"]
+    if wrong:
+        raise ContextDiffusionError(f"{path} is damaged: its {wrong[0]} is {brief(info[wrong[0]])}; save it again")
     return info
 
 
@@ -173,5 +175,5 @@ def _check_features(what: str, tensors: dict[str, Tensor]) -> None:
         if name not in FEATURES or tensor.dtype not in DTYPES.values():
             raise ContextDiffusionError(f"{what} holds {name} of {tensor.dtype}, which no style has")
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if size > _LARGEST // 2:
-        raise ContextDiffusionError(f"{what} has {size} bytes, more than a style's {_LARGEST // 2}: join fewer images")
+    if size > _LARGEST:
+        raise ContextDiffusionError(f"{what} has {size} bytes, more than a style's {_LARGEST}: join fewer images")

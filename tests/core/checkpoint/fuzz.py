@@ -288,7 +288,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         for name, part in present_parts(model).items()
         for key, value in part.state_dict().items()
     }
-    return weights | {"schedule": model.schedule, "info": model.info, "vocabulary": model.tokenizer.get_vocab()}
+    vocabulary = model.tokenizer and model.tokenizer.get_vocab()
+    return weights | {"schedule": model.schedule, "info": model.info, "vocabulary": vocabulary}
 
 
 def read_native(path: Path) -> dict[str, Any]:
