@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -368,8 +369,10 @@ def changed(path: Path, while_read: tuple[int, Callable[[Path], None]] | None) -
         yield
 
 
-def run(kind: str, count: int, seed: int, folder: Path, say: Callable[[str], None] = lambda line: None) -> list[str]:
-    """Damage and read.
+def run(
+    kind: str, count: int, seed: int, folder: Path, say: Callable[[str], None] = lambda line: None, first: int = 0
+) -> list[str]:
+    """Damage and read `count` files from the `first` on.
 
     Returns:
         What went wrong, a line each.
@@ -380,7 +383,7 @@ def run(kind: str, count: int, seed: int, folder: Path, say: Callable[[str], Non
     before, started, slowest = _peak(), time.monotonic(), 0.0
     faults, ends, said = [], Counter(), 0
     path = folder / f"damaged {kind}.safetensors"
-    for number in range(count):
+    for number in range(first, first + count):
         case = damage(content, seed, number)
         for reader in READERS[kind]:
             path.write_bytes(case.content)
@@ -425,13 +428,15 @@ def _peak() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=200, help="files of each kind")
+    parser.add_argument("--first", type=int, default=0, help="number of the first: what a fault names")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS, action="append", help="one kind alone")
     arguments = parser.parse_args()
     faults = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in arguments.kind or KINDS:
-            faults += run(kind, arguments.count, arguments.seed, Path(folder), lambda line: print(line, flush=True))
+            say = partial(print, flush=True)
+            faults += run(kind, arguments.count, arguments.seed, Path(folder), say, arguments.first)
     return bool(faults)
 
 
