@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -56,24 +55,3 @@ def save_chunk(path: Path, images: Tensor) -> None:
     """Write images (B, 3, H, W) in [0, 1] as uint8 pixels, one safetensors file."""
     # Renamed when whole: a killed run leaves no chunk that only looks finished.
     write_tensors(path, {"images": to_pixels(images).contiguous()})
-
-
-def load_chunks(files: Sequence[Path], what: str) -> Tensor:
-    """The images of several files one after the other, uint8 (n, 3, H, W).
-
-    Args:
-        files: in order.
-        what: names them in the error.
-
-    Raises:
-        ContextDiffusionError: files are missing.
-    """
-    from safetensors.torch import load_file
-
-    missing = [file.name for file in files if not file.exists()]
-    if missing:
-        raise ContextDiffusionError(
-            f"{files[0].parent} lacks {len(missing)} of {len(files)} files of {what} "
-            f"(first {missing[0]}): run the generation again, it goes on where it stopped"
-        )
-    return torch.cat([load_file(file)["images"] for file in files])

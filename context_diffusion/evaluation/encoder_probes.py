@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,38 +53,42 @@ def probe_encoder(
     """
     network = networks.EfficientNetLite0Features()
     rng = np.random.default_rng(seed)
-    sets = {}
-    for name, pools, size in (
-        ("train", library.train_keys, per_style),
-        ("test", library.heldout_keys, heldout),
-    ):
-        rows: dict[str, list] = {
-            "image_encoder": [],
-            network.name: [],
-            "style": [],
-            "dominant_color": [],
-            "key": [],
-        }
-        for style in library.train_styles:
-            keys = sorted(rng.choice(pools[style], size=min(size, len(pools[style])), replace=False).tolist())
-            keys = [key for key in keys if library.colors(style, key)]
-            for start in range(0, len(keys), 64):
-                images = library.batch(style, keys[start : start + 64])
-                rows["image_encoder"].append(pooled_tokens(image_encoder, images).cpu())
-                rows[network.name].append(pooled_maps(network, images))
-            rows["style"] += [style] * len(keys)
-            rows["dominant_color"] += [library.colors(style, key)[0] for key in keys]
-            rows["key"] += keys
-        sets[name] = rows
-    train, test = sets["train"], sets["test"]
-    report: dict[str, dict[str, list[float]]] = {}
-    for label in ("style", "dominant_color"):
-        report[label] = {}
-        for features in ("image_encoder", network.name):
-            probe = fit_probe(torch.cat(train[features]), train[label], train["key"])
-            correct = probe.correct(torch.cat(test[features]), test[label])
-            report[label][features] = mean_estimate(correct, test["key"], samples=2000).triple()
-        commonest = max(sorted(set(train[label])), key=train[label].count)
-        share = test[label].count(commonest) / len(test[label])
+    sources = {"image_encoder": partial(pooled_tokens, image_encoder), network.name: partial(pooled_maps, network)}
+    fit = _draw(library, library.train_keys, per_style, rng)
+    test = _draw(library, library.heldout_keys, heldout, rng)
+    labels = {
+        "style": [[style for style, _ in pictures] for pictures in (fit, test)],
+        "dominant_color": [[library.colors(*picture)[0] for picture in pictures] for pictures in (fit, test)],
+    }
+    keys = [[key for _, key in pictures] for pictures in (fit, test)]
+    report: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
+    for source, embed in sources.items():
+        features = [_embed(library, pictures, embed) for pictures in (fit, test)]
+        for label, (known, asked) in labels.items():
+            correct = fit_probe(features[0], known, keys[0]).correct(features[1], asked)
+            report[label][source] = mean_estimate(correct, keys[1], samples=2000).triple()
+    for label, (known, asked) in labels.items():
+        share = asked.count(max(sorted(set(known)), key=known.count)) / len(asked)
         report[label]["chance"] = [share, share, share]
     return report
+
+
+def _draw(
+    library: EmojiLibrary, pools: dict[str, list[str]], size: int, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """(style, key) of pictures that have a dominant color, style after style."""
+    pictures = []
+    for style in library.train_styles:
+        keys = rng.choice(pools[style], size=min(size, len(pools[style])), replace=False).tolist()
+        pictures += [(style, key) for key in sorted(keys) if library.colors(style, key)]
+    return pictures
+
+
+def _embed(
+    library: EmojiLibrary, pictures: list[tuple[str, str]], embed: Callable[[Tensor], Tensor], batch: int = 64
+) -> Tensor:
+    parts = []
+    for style in library.train_styles:
+        keys = [key for other, key in pictures if other == style]
+        parts += [embed(library.batch(style, keys[i : i + batch])).cpu() for i in range(0, len(keys), batch)]
+    return torch.cat(parts)

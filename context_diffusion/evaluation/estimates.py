@@ -7,7 +7,6 @@ and differences are taken in each resample, so that they keep the pairing of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -47,8 +46,8 @@ class Estimate:
         return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
     def root(self) -> Estimate:
-        """Its square root."""
-        return Estimate(math.sqrt(self.value), self.drawn.sqrt())
+        """Its square root, value and draws rounded alike."""
+        return Estimate(float(torch.tensor(self.value, dtype=torch.float64).sqrt()), self.drawn.sqrt())
 
     def over(self, other: Estimate) -> Estimate:
         """This figure over another of the same samples."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import ContextDiffusionError
 from ..sampling.flow import Sampler, SamplingBatch
 from .cases.case import Cell, Chunk
 from .cases.pictures import context_queries, contexts, prompts, queries, truths
 from .cases.tasks import TASKS, WITH_PROMPT
-from .chunks import load_chunks, save_chunk
+from .chunks import save_chunk
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -141,8 +142,16 @@ def load_images(plan: Plan, folder: Path, cell: Cell, seed: int) -> Tensor:
     Raises:
         ContextDiffusionError: some are missing.
     """
+    from safetensors.torch import load_file
+
     files = [plan.path(folder, chunk) for chunk in plan.cell_chunks(cell, seed)]
-    return load_chunks(files, f"{cell.name}, seed {seed}")
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise ContextDiffusionError(
+            f"{files[0].parent} lacks {len(missing)} of {len(files)} files of {cell.name}, seed {seed} "
+            f"(first {missing[0]}): run the generation again, it goes on where it stopped"
+        )
+    return torch.cat([load_file(file)["images"] for file in files])
 
 
 def _missing(plan: Plan, folder: Path, shard: tuple[int, int]) -> list[Chunk]:

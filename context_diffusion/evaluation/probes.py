@@ -30,17 +30,10 @@ class LinearProbe:
     weight: Tensor
     bias: Tensor
 
-    def logits(self, features: Tensor) -> Tensor:
-        """(n, d) -> (n, C)."""
-        return ((features - self.mean) / self.scale) @ self.weight.T + self.bias
-
-    def predict(self, features: Tensor) -> list[str]:
-        """The most likely class of each row of (n, d)."""
-        return [self.classes[index] for index in self.logits(features).argmax(1).tolist()]
-
     def correct(self, features: Tensor, labels: Sequence[str]) -> Tensor:
-        """1 where the prediction is the label, else 0: (n,) float64, its mean is the accuracy."""
-        hits = [found == label for found, label in zip(self.predict(features), labels, strict=True)]
+        """1 where the most likely class of a row of (n, d) is its label, else 0: (n,) float64, the accuracy's rows."""
+        logits = ((features - self.mean) / self.scale) @ self.weight.T + self.bias
+        hits = [self.classes[row] == label for row, label in zip(logits.argmax(1).tolist(), labels, strict=True)]
         return torch.tensor(hits, dtype=torch.float64)
 
 
