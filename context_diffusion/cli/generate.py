@@ -187,12 +187,16 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(files[0])
 
     model_path = find_model(arguments.model)
+    from ..checkpoint.header import open_tensors
     from ..checkpoint.read import read_metadata
     from ..devices import pick_device, pick_dtype
     from ..images import load_image_as_tensor, save_image
 
     device = pick_device(arguments.device)
     dtype = pick_dtype(device, arguments.dtype)
+    for file, _ in arguments.lora:
+        with open_tensors(file):
+            pass
     metadata = read_metadata(model_path)
     _set_threads(arguments.threads, metadata)
     height, width, encoder_size = _sizes(arguments, metadata)

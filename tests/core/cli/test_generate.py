@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from context_diffusion.checkpoint.lora import lora_names, save_lora
+from context_diffusion.checkpoint.read import load_checkpoint
 from context_diffusion.choices import FITS
 from context_diffusion.cli import generate
+from context_diffusion.images import load_image_as_tensor
 from context_diffusion.maps import make_map
 
 from ..tiny import IMAGE_SIZE
@@ -94,6 +97,30 @@ def test_an_option_does_what_the_pipeline_does_with_it(run, pipe, pictures, tmp_
     assert np.array_equal(with_it, np.asarray(image))
     run(*common, "--out", "without.png")
     assert not np.array_equal(with_it, pixels(tmp_path / "without.png"))
+
+
+def test_loras_add_up(run, checkpoint, pictures, tmp_path):
+    """The command's image under a LoRA is that of the pipeline that loaded it; half its strength twice is the same."""
+    from context_diffusion.sampling.pipeline import ContextDiffusionPipeline
+
+    change = torch.Generator().manual_seed(0)
+    layers = {}
+    for name, weight in lora_names(load_checkpoint(checkpoint)).items():
+        if "attentions" in name:
+            out, width = weight.flatten(1).shape
+            layers[name] = torch.randn(out, 2, generator=change) / 8, torch.randn(2, width, generator=change)
+    save_lora(tmp_path / "a:b.safetensors", layers, {})
+    words = ("--context", pictures / "a.png", "--out")
+    for name, more in (("plain", ()), ("once", ("a:b.safetensors:0.5",)), ("twice", ("a:b.safetensors:0.25",) * 2)):
+        lora = ("--lora", *more) if more else ()
+        assert run(*words, f"{name}.png", *lora)[0] == 0
+    plain, once, twice = (load_image_as_tensor(tmp_path / f"{name}.png") for name in ("plain", "once", "twice"))
+    assert (once - plain).abs().max() > 0.02 and (once - twice).abs().max() < 0.01
+    pipe = ContextDiffusionPipeline.from_single_file(checkpoint).load_lora(tmp_path / "a:b.safetensors", 0.5)
+    pipe.set_progress_bar_config(disable=True)
+    generator, context = torch.Generator().manual_seed(0), [load_image_as_tensor(pictures / "a.png")]
+    expected = pipe(context_images=context, num_inference_steps=2, generator=generator, output_type="pt").images[0]
+    assert (once - expected).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("left_alone", ["--query", "--context"])

@@ -40,6 +40,8 @@ from .words import files, one_error_line
         (["--prompt", "moon", "--out", "."], ["folder"]),
         (["--prompt", "moon", "--model", "emoji-4096"], ["'emoji-4096'", ".safetensors"]),
         (["--prompt", "moon", "--model", "absent.safetensors"], ["absent.safetensors", "does not exist"]),
+        (["--prompt", "moon", "--lora", "absent.safetensors"], ["absent.safetensors", "does not exist"]),
+        (["--prompt", "moon", "--lora", "a.safetensors:strong"], ["--lora", "'strong'", "[-100, 100]"]),
         (["--context", "absent.png"], ["absent.png", "does not exist"]),
         (["--query", "absent.png"], ["absent.png", "does not exist"]),
         (["--query", "a/boat.png", "b/boat.png"], ["called boat", "rename one"]),
