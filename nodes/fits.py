@@ -172,6 +172,29 @@ def check_latent(model: object, latent: dict) -> None:
     )
 
 
+def check_queries(latent: dict, **conditionings: list | None) -> None:
+    """Refuse more query images than latents: the host would leave the last ones out. Fewer it takes in turn.
+
+    Args:
+        latent: the LATENT to denoise.
+        conditionings: as in `check_conditionings`.
+
+    Raises:
+        ContextDiffusionError: naming the input and the two numbers.
+    """
+    latents = len(latent["samples"])
+    for name, conditioning in conditionings.items():
+        for _, options in conditioning or []:
+            for control in _chain(options.get("control")):
+                hint = getattr(control, "cond_hint_original", None)
+                if isinstance(hint, Tensor) and len(hint) > latents:
+                    raise ContextDiffusionError(
+                        f"{name} has {len(hint)} query images and latent_image {latents} latents, so that some queries "
+                        f"would be left out: make the latent's batch_size {len(hint)}, or connect {latents} to image "
+                        "of Apply Query Layout"
+                    )
+
+
 def _known_unet(model: object) -> nn.Module | None:
     """The UNet of a MODEL, if it is one of those that the checks know and nothing stands before it."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel

@@ -141,10 +141,11 @@ class ContextDiffusionSampler(io.ComfyNode):
         import comfy.samplers
         from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
-        from .fits import check_latent
+        from .fits import check_latent, check_queries
 
         guider = _make_guider(model, positive, negative, context_only, text_guidance_scale, context_guidance_scale)
         check_latent(model, latent_image)
+        check_queries(latent_image, positive=positive, negative=negative, context_only=context_only)
         # KSampler's own sigmas: it knows what denoise and each sampler do to them.
         sigmas = comfy.samplers.KSampler(
             model, steps, model.load_device, sampler_name, scheduler, denoise, model.model_options

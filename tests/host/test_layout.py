@@ -107,6 +107,17 @@ def test_context_only_may_be_left_out(host: Server) -> None:
         host.run(graph)
 
 
+def test_more_queries_than_latents_are_refused(host: Server) -> None:
+    graph = SamplingGraph(host, batch_size=2)
+    ours = layout(graph, image(graph, 1, batch=3, height=128, width=128))
+    graph.save(graph.ours(positive=ours[0], context_only=ours[1], negative=ours[2])[0])
+    with pytest.raises(
+        NodeError, match="positive has 3 query images and latent_image 2 latents.*batch_size 3"
+    ) as caught:
+        host.run(graph)
+    assert caught.value.node_type == "ContextDiffusionSampler"
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_maps_are_the_cores(host: Server, name: str) -> None:
     prompt = Prompt()
