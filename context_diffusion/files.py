@@ -91,7 +91,7 @@ def _check_json(value: Any, depth: int) -> None:
         if isinstance(value, dict):
             for each in value.values():
                 _check_json(each, depth - 1)
-    elif isinstance(value, float) and not math.isfinite(value) or isinstance(value, int) and abs(value) >= 2**63:
+    elif (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
         raise ValueError("it has a number too large to be one")
 
 

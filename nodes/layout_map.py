@@ -16,6 +16,7 @@ MAP_TOOLTIP = (
 
 
 def map_size_input(automatic: str) -> io.Int.Input:
+    """The input `map_size`; `automatic` says what 0 means."""
     return io.Int.Input(
         "map_size",
         default=0,

@@ -44,7 +44,7 @@ def check_config(name: str, class_name: str, config: Config, shapes: Shapes) -> 
         # A layer has a tensor at least, and so has what a list has an entry for.
         counts = [each for each in _leaves(value) if isinstance(each, int | float)]
         counted = "layers" in entry or entry.endswith("blocks")
-        if isinstance(value, list) and len(value) > len(shapes) or counted and not 0 <= sum(counts) <= len(shapes):
+        if (isinstance(value, list) and len(value) > len(shapes)) or (counted and not 0 <= sum(counts) <= len(shapes)):
             refuse(entry, f"{len(shapes)} in all")
         if entry in _NUMBERS and not (value is None or isinstance(value, int | float)):
             raise ContextDiffusionError(f"the {name} config has {entry} {brief(value)}, not a number")

@@ -84,7 +84,7 @@ def _metadata(model: ContextDiffusion) -> dict[str, str]:
         raise ContextDiffusionError(f"the model's info or schedule does not go into JSON: {error}") from error
     if model.tokenizer is not None:
         metadata[TOKENIZER_KEY] = tokenizer_to_json(model.tokenizer)
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()  # noqa: UP017, Python 3.10 has no UTC
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     info = {"title": "Context Diffusion", "date": today, **model.info}
     spec = {name: str(info[name]) for name in _MODELSPEC if info.get(name)}
     spec |= {"sai_model_spec": "1.0.0", "architecture": ARCHITECTURE, "implementation": "diffusers"}

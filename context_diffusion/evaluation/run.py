@@ -131,6 +131,7 @@ def file_digest(path: Path) -> str:
 
 
 def log_written(paths: Iterable[Path]) -> None:
+    """Say which files there are now."""
     for path in paths:
         logger.info("wrote %s", path)
 

@@ -12,6 +12,8 @@ import uuid
 from .prompt import NodeRef, Prompt
 from .server import Server
 
+_ENDS = ("execution_success", "execution_error", "execution_interrupted")
+
 
 class Events:
     """A websocket to a server (RFC 6455, reading only).
@@ -80,6 +82,6 @@ class Events:
         while True:
             event = self.next()
             events.append(event)
-            if isinstance(event, dict) and event["data"].get("prompt_id") == prompt_id:
-                if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
-                    return events
+            ended = isinstance(event, dict) and event["type"] in _ENDS
+            if ended and event["data"].get("prompt_id") == prompt_id:
+                return events

@@ -213,7 +213,7 @@ def test_wrong_weights_are_one_line(host: Server) -> None:
 
     file = save_checkpoint(tiny_model(), models_folder(host) / "whole.safetensors")
     with safe_open(file, framework="pt") as opened:
-        metadata, weights = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}
+        metadata, weights = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, not a dict
     del metadata["context_diffusion.crc32"]
     rows = "text_encoder.text_model.embeddings.token_embedding.weight"
     norm = "text_encoder.text_model.final_layer_norm.bias"

@@ -72,7 +72,7 @@ def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
         at += 1
         seed = kind == "INT" and options.get("control_after_generate", name in ("seed", "noise_seed"))
         upload = any(options.get(key) for key in ("image_upload", "video_upload", "audio_upload"))
-        if seed or upload and at < len(saved) and saved[at] in ("image", "video", "audio", None, ""):
+        if seed or (upload and at < len(saved) and saved[at] in ("image", "video", "audio", None, "")):
             at += 1
     return values
 

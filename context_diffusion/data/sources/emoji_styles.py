@@ -49,6 +49,7 @@ def slugify(name: str) -> str:
 
 
 def has_skin_tone(key: str) -> bool:
+    """Whether a key is of an emoji with one of the five skin tones."""
     return not SKIN_TONES.isdisjoint(key.split("-"))
 
 

@@ -51,7 +51,7 @@ def launch(command: Sequence[str], processes: int, environment: dict[str, str]) 
             variables = {**environment, _HELD_BY_STDIN: "1"}
             if processes > 1:
                 variables |= {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            speech = None if rank == 0 else tempfile.TemporaryFile()
+            speech = None if rank == 0 else tempfile.TemporaryFile()  # noqa: SIM115, closed below
             speeches.append(speech)
             # In a session of its own a process does not get the terminal's Ctrl-C: it is stopped from here.
             workers.append(

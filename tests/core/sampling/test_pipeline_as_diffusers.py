@@ -62,7 +62,7 @@ def test_components_and_parameters_make_the_same_pipeline(pipe):
 
 def test_signature_has_what_users_of_diffusers_expect(pipe):
     parameters = inspect.signature(pipe.__call__).parameters
-    expected = "num_inference_steps num_images_per_prompt generator latents output_type return_dict".split()
+    expected = ["num_inference_steps", "num_images_per_prompt", "generator", "latents", "output_type", "return_dict"]
     assert set(expected) <= set(parameters)
     assert {"callback_on_step_end", "callback_on_step_end_tensor_inputs"} <= set(parameters)
     assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters.values())

@@ -24,7 +24,7 @@ def _empty_layers() -> Iterator[None]:
         # Older hosts do so on Windows alone.
         with (
             mock.patch.object(comfy.model_management, "WINDOWS", True),
-            mock.patch.object(comfy.ops, "enables_dynamic_vram", lambda: True),
+            mock.patch.object(comfy.ops, "enables_dynamic_vram", return_value=True),
         ):
             yield
 
