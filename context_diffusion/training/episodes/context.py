@@ -24,10 +24,8 @@ def row_contexts(model: ContextDiffusion, tokens: Tensor, weights: Tensor) -> Te
     aggregation = model.reading.aggregation
     if aggregation == "concat":
         return _concatenated(model, tokens, heard)
-    if aggregation == "sum":
-        weights = heard.to(tokens.dtype)
     # Section 3.2: the mean over the k context images, token by token; then the projector.
-    join = Join(weights, "sum")
+    join = Join({"mean": weights, "sum": heard.to(tokens.dtype)}[aggregation], "sum")
     join.add(tokens)
     context = model.projector(join.result())
     return torch.where(heard.any(1).view(-1, 1, 1), context, model.null_context())
