@@ -32,7 +32,7 @@ def benchmark_commands(document):
 def test_documented_commands_are_understood():
     found = [words for document in DOCUMENTS for words in benchmark_commands(document)]
     names = {words[0] for words in found}
-    assert names >= {"heldout_loss", "icon_sets", "samplers", "training_precision", "what_kid_sees"}
+    assert names >= {"heldout_loss", "icon_sets", "own_style", "samplers", "training_precision", "what_kid_sees"}
     for name, *words in found:
         try:
             import_module(f"benchmarks.{name}").build_parser().parse_args(words)

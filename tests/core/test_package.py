@@ -181,7 +181,7 @@ def commands(document):
         ("docs/ablations.md", 3, {"train"}),
         ("docs/evaluation.md", 10, {"data", "evaluate"}),
         ("docs/results.md", 10, {"data", "train", "evaluate"}),
-        ("docs/training.md", 11, {"data", "train"}),
+        ("docs/training.md", 16, {"data", "train", "generate"}),
     ],
 )
 def test_commands_of_the_documents_are_understood(document, least, kinds):
