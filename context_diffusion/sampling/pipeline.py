@@ -178,8 +178,8 @@ class ContextDiffusionPipeline(LoadingMixin, DiffusionPipeline, EncodingMixin):
             layout_strength: factor of the layout's residuals, 0 to 10; 0 runs no layout encoder.
             layout_start: share of the run, in [0, 1], from which on the layout is heard.
             layout_end: share of the run until which it is heard; not after `layout_start` means no layout.
-            image: start from this image (image-to-image). Not with `vae.enable_tiling()` and a tiny VAE, whose tiles
-                diffusers puts together at a wrong size when it encodes.
+            image: start from this image (image-to-image). Not after `vae.enable_tiling()` on a tiny VAE of other
+                than four latent channels, as the bundled model's: diffusers encodes tiles of four.
             strength: share of the steps that run on `image`, in (0, 1]; without `image` it has no meaning.
             num_images_per_prompt: images for each row.
             eta: of DDIM, in [0, 1]; other schedulers ignore it.
