@@ -58,6 +58,10 @@ def several(kind: Kind | Range, count: int | None = None) -> Kind:
 TEXT = Kind("a text in quotes", lambda value: isinstance(value, str))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 NAMES = Kind("a table of any names", lambda value: isinstance(value, dict))
+_BLOCKS = several(whole_number(1), 4)
+
+# What an autoencoder, and a model, is made with in place of being new.
+_START, _TRAINED = ("start_from",), ("start_from", "pretrained")
 
 
 def setting(default: Any, takes: Kind | Range | type, help: str, own: tuple[str, ...] = ()) -> Any:
@@ -91,11 +95,11 @@ class RunConfig:
     grad_clip: float = setting(1.0, number(0), "largest gradient norm")
     ema_decay: float = setting(0.999, SHARE, "decay of the averaged weights, which are the stage's result")
     precision: str = setting(
-        "fp32", one_of(*PRECISIONS), "bf16: autocast; bf16_matmul: linear and convolution layers alone in bf16"
+        "fp32", one_of(*PRECISIONS), "fp32, bf16 (autocast), bf16_matmul (products of layers alone)"
     )
     seed: int = setting(0, whole_number(0), "of weights, batches and noise")
     processes: int = setting(
-        1, whole_number(1), "batches a step, one a process where CPUs or GPUs allow; their gradients are averaged"
+        1, whole_number(1), "batches a step, a process each where possible; gradients are averaged"
     )
     threads: int = setting(0, whole_number(0), "CPU threads a process; 0 leaves it to torch")
     log_every: int = setting(20, whole_number(0), "steps between two lines of the log; 0 for none")
@@ -151,13 +155,11 @@ class VAESettings(MoreData):
     latent_channels: int = setting(8, whole_number(1), "channels of the latents")
     encoder_blocks: tuple[int, ...] | None = setting(
         (1, 3, 3, 3),
-        several(whole_number(1), 4),
-        "residual blocks a level, from the input on; with `start_from` its own, or more",
-        own=("start_from",),
+        _BLOCKS,
+        "residual blocks a level, from the input on; of `start_from` its own, or more",
+        own=_START,
     )
-    decoder_blocks: tuple[int, ...] | None = setting(
-        (3, 3, 3, 1), several(whole_number(1), 4), "likewise, from the latents on", own=("start_from",)
-    )
+    decoder_blocks: tuple[int, ...] | None = setting((3, 3, 3, 1), _BLOCKS, "likewise, from the latents on", own=_START)
     crop: int = setting(64, whole_number(8), "side of the crops in pixels, a multiple of 8")
     transformed: float = setting(0.3, SHARE, "share of the crops in transformed styles")
     noise: float = setting(0.2, number(0), "most noise that the decoder meets, in units of the latents' spread")
@@ -182,9 +184,7 @@ class CLIPSettings(MoreData):
     image_size: int = setting(128, whole_number(1), "side of what the image encoder sees, a multiple of `patch_size`")
     vocabulary: int = setting(4096, whole_number(1), "sub-words that are learned from the captions")
     transformed: float = setting(0.5, SHARE, "share of the pictures in transformed styles")
-    text_tokens: int = setting(
-        32, whole_number(3, 77), "positions that captions may fill; the causal mask hides the rest"
-    )
+    text_tokens: int = setting(32, whole_number(3, 77), "positions that captions may fill; the mask hides the rest")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,10 +207,6 @@ class Shares:
     reverse: float | None = setting(None, number(0), "maps of one kind, the pictures being the queries")
 
 
-# What a model is made with in place of being new.
-TRAINED = ("start_from", "pretrained")
-
-
 @dataclass(frozen=True)
 class DiffusionSettings(MoreData):
     """[diffusion]: UNet, layout encoder, projector and the CLIP encoders together, on in-context episodes."""
@@ -228,13 +224,10 @@ class DiffusionSettings(MoreData):
         (64, 128, 128), several(whole_number(32)), "of a new UNet's resolutions, multiples of 32 and `head_channels`"
     )
     attention: tuple[bool, ...] | None = setting(
-        (False, True, True),
-        several(FLAG),
-        "which resolutions have attention; on from a checkpoint its own, or more",
-        own=TRAINED,
+        (False, True, True), several(FLAG), "which resolutions have it; of a checkpoint its own, or more", own=_TRAINED
     )
     layout_attention: tuple[bool, ...] | None = setting(
-        None, several(FLAG), "a new layout encoder's; the UNet's, or less"
+        None, several(FLAG), "a new layout encoder's: the UNet's, or less"
     )
     head_channels: int = setting(32, whole_number(1), "width of an attention head of a new UNet")
     sample_size: int = setting(16, whole_number(1), "side of a new UNet's usual latents")
