@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Libraries talk about their own internals while they load; ours is the one voice on stderr.
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = build_parser().parse_args(argv)
     except SystemExit as leaving:  # argparse's way of saying: help was shown, or the arguments are wrong

@@ -252,6 +252,12 @@ def test_grid_of_many_context_images():
     assert 3 * 32 < grid.shape[1] < 3 * 60
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such a name")
+def test_a_name_that_is_no_text_is_printed(run, tmp_path):
+    code, out, err = run("--prompt", "moon", "--out", os.fsdecode(b"\xff.png"), steps=1)
+    assert (code, out, err) == (0, "\\udcff.png\n", "") and os.listdir(os.fsencode(tmp_path)) == [b"\xff.png"]
+
+
 @pytest.mark.parametrize(
     "words, variable, small, expected",
     [
