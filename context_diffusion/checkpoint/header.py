@@ -25,7 +25,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CHECKSUM_KEY = "context_diffusion.crc32"
 
 # A model with CLIP's whole vocabulary and thousands of tensors has two million bytes.
-_LARGEST_HEADER = 16 * 2**20
+LARGEST_HEADER = 16 * 2**20
 _MOST_AXES = 8
 # What the checksum of all but the data is filed under; no tensor has an empty name.
 _DESCRIPTION = ""
@@ -117,15 +117,15 @@ class TensorFile:
         peek = self._bytes(0, min(size, 72))
         _refuse_foreign(path, peek)
         looks_right = bool(start) and peek[8:9] in (b"{", b"")
-        if looks_right and length > _LARGEST_HEADER:
+        if looks_right and length > LARGEST_HEADER:
             raise ContextDiffusionError(
-                f"{path} has a header of {length} bytes, more than {_LARGEST_HEADER}: it is damaged or no model"
+                f"{path} has a header of {length} bytes, more than {LARGEST_HEADER}: it is damaged or no model"
             )
         if looks_right and size - 8 < length:
             raise ContextDiffusionError(
                 f"{path} is truncated: {size} bytes, and its header alone has {length}; copy or save it again"
             )
-        if not start or not 0 < length <= min(_LARGEST_HEADER, size - 8):
+        if not start or not 0 < length <= min(LARGEST_HEADER, size - 8):
             raise ContextDiffusionError(f"{path} is not a .safetensors file (it starts with {peek[:8]!r})")
         return self._bytes(8, length)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ContextDiffusionError
 from ..files import parse_json, write_tensors
 from ..model.context_diffusion import ContextDiffusion
-from .header import CHECKSUM_KEY, DTYPES, checksums
+from .header import CHECKSUM_KEY, DTYPES, LARGEST_HEADER, checksums
 from .native import check_native_limits
 from .parts import describe_part, file_keys, misfits, present_parts
 from .read import CONFIG_KEY, FORMAT_VERSION, TOKENIZER_KEY
@@ -67,6 +67,8 @@ def save_checkpoint(model: ContextDiffusion, path: str | Path, dtype: torch.dtyp
     if limits:
         logger.warning("%s will not load as native ComfyUI objects: %s", path.name, "; ".join(limits))
     metadata, tensors = _metadata(model), _tensors(model, dtype)
+    if sum(map(len, metadata.values())) > LARGEST_HEADER // 2:
+        raise ContextDiffusionError(f"{path} is not saved: its info is too long for a file's header, make it shorter")
     write_tensors(path, tensors, metadata | {CHECKSUM_KEY: checksums(metadata, tensors)})
     return path
 

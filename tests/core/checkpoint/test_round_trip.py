@@ -240,6 +240,9 @@ def test_what_is_not_saved(tmp_path):
     model.unet.conv_in.bias[0] = 1e6  # finite in float32, not in float16
     with pytest.raises(ContextDiffusionError, match="unet.conv_in.bias is not finite in torch.float16"):
         save_checkpoint(model, path, dtype=torch.float16)
+    model.info["thumbnail"] = "x" * 2**23
+    with pytest.raises(ContextDiffusionError, match="not saved: its info is too long"):
+        save_checkpoint(model, path)
     model.info["when"] = object()
     with pytest.raises(ContextDiffusionError, match="info or schedule does not go into JSON"):
         save_checkpoint(model, path)
