@@ -84,7 +84,7 @@ def pick_dtype(device: str | torch.device, prefer: str | torch.dtype | None = No
     """
     if prefer is not None and prefer != "auto":
         dtype = _DTYPES.get(prefer.lower().removeprefix("torch.")) if isinstance(prefer, str) else prefer
-        if dtype not in _DTYPES.values():
+        if dtype is None or dtype not in _DTYPES.values():
             raise ContextDiffusionError(f"dtype is {prefer!r}; use one of: auto, fp32, fp16, bf16")
         return dtype
     device = torch.device(device)

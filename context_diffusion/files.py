@@ -162,7 +162,7 @@ def write_tensors(
 
     with write_atomically(path) as temporary:
         try:
-            save_file(dict(tensors), temporary, metadata=metadata and dict(metadata))
+            save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
         except SafetensorError as error:
             # The library has no other type for a full disk.
             raise OSError(str(error)) from error

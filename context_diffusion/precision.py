@@ -19,7 +19,7 @@ def multiply_in_bf16(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            layer.forward = _in_bf16(layer.forward)
+            layer.forward = _in_bf16(layer.forward)  # type: ignore[method-assign]
 
 
 def _in_bf16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

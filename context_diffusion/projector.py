@@ -5,11 +5,15 @@ Only the pipeline needs it: `visual_context.ContextProjector` alone works withou
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from .model.visual_context import ContextProjector
+
+Projector = TypeVar("Projector", bound=ContextProjector)
 
 
 class PretrainedContextProjector(ContextProjector, ModelMixin, ConfigMixin):
@@ -34,7 +38,7 @@ class PretrainedContextProjector(ContextProjector, ModelMixin, ConfigMixin):
         return _sharing(ContextProjector, self)
 
 
-def _sharing(cls: type[ContextProjector], projector: ContextProjector) -> ContextProjector:
+def _sharing(cls: type[Projector], projector: ContextProjector) -> Projector:
     with torch.device("meta"):  # no weights to make, no random numbers drawn
         shared = cls(projector.linear.in_features, projector.linear.out_features)
     shared.linear = projector.linear

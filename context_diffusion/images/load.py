@@ -197,6 +197,7 @@ def _with_alpha(pil: Image.Image) -> Image.Image:
 def _pixels(pil: Image.Image) -> np.ndarray:
     """(H, W, 3 or 4), float32, in [0, 1]."""
     values = np.asarray(pil)
+    pixels: np.ndarray
     if pil.mode == "F":
         pixels = values.astype(np.float32)
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):

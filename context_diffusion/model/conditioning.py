@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ContextDiffusionError
 
 
 def encode_text(
-    tokenizer: object, text_encoder: nn.Module, prompts: Sequence[str], device: torch.device | None = None
+    tokenizer: Any, text_encoder: Any, prompts: Sequence[str], device: torch.device | None = None
 ) -> Tensor:
     """Prompts -> h^c, the text encoder's last hidden state, (B, 77, d_c).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -78,12 +78,12 @@ class ContextDiffusion(nn.Module):
         self.reading = reading or Reading()
         self.reading.check(unet)
         self.unet = unet
-        self.projector = projector
+        self.projector: Any = projector
         self.layout_encoder = layout_encoder
         self.vae = vae
-        self.text_encoder = text_encoder
+        self.text_encoder: Any = text_encoder
         self.tokenizer = tokenizer
-        self.image_encoder = image_encoder
+        self.image_encoder: Any = image_encoder
         self.schedule = {**DEFAULT_SCHEDULE, **(schedule or {})}
         self.info = dict(info or {})
 
@@ -119,12 +119,12 @@ class ContextDiffusion(nn.Module):
             (1, N, d_c), or (B, N, d_c); k * N tokens for `concat`.
         """
         rows = images if images.ndim == 5 else images[None]
-        weights = check_weights(weights, rows.shape[1])
+        shares = check_weights(weights, rows.shape[1])
         seen = clip_crop(rows.flatten(0, 1).float(), self.image_encoder.config.image_size)
         tokens = encode_visual_context(
             self.image_encoder,
             seen.unflatten(0, rows.shape[:2]),
-            weights,
+            shares,
             aggregation or self.reading.aggregation,
             image_tokens=self.reading.image_tokens,
         )

@@ -13,6 +13,9 @@ With g_ctx = g_txt the middle branch has weight 0 and two branches are enough.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 from torch import Tensor
 
 FULL, CONTEXT_ONLY, NULL = "full", "context_only", "null"
@@ -57,8 +60,5 @@ def guide(predictions: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     Returns:
         The weighted sum, of the same shape.
     """
-    guided = None
-    for name, weight in weights.items():
-        term = predictions[name] if weight == 1.0 else predictions[name] * weight
-        guided = term if guided is None else guided + term
-    return guided
+    terms = [predictions[name] if weight == 1.0 else predictions[name] * weight for name, weight in weights.items()]
+    return reduce(add, terms)

@@ -26,7 +26,7 @@ class ControlNetLayout:
                 f"the layout encoder is a {type(controlnet).__name__}, which does not say how its layout is heard: "
                 "give a ControlNetModel"
             )
-        self.controlnet = controlnet
+        self.controlnet: Any = controlnet
 
     @property
     def query_factor(self) -> int:
@@ -75,6 +75,6 @@ class ControlNetLayout:
             handle.remove()
 
 
-def layout_of(layout_encoder: nn.Module) -> ControlNetLayout:
+def layout_of(layout_encoder: Any) -> ControlNetLayout:
     """A model's layout encoder by what the model asks of it, see `ControlNetLayout`."""
     return layout_encoder if hasattr(layout_encoder, "encode_layout") else ControlNetLayout(layout_encoder)
