@@ -1,15 +1,22 @@
-"""An adapter as a module, from the tensors of its file and back."""
+"""An adapter as a module, from its file and back; and a pickle of one as a file that carries no code."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from ..checkpoint.header import open_tensors
 from ..errors import ContextDiffusionError
+from ..files import write_tensors
 from .attention import VisualAttention
 from .projections import new_projection
 from .recognise import ATTENTION, PROJECTION, AdapterKind, recognise
+
+Result = TypeVar("Result")
 
 
 class ImageAdapter(nn.Module):
@@ -26,6 +33,72 @@ class ImageAdapter(nn.Module):
         self.kind, self.projection, self.attention = kind, projection, attention
 
 
+def read_kind(path: str | Path) -> AdapterKind:
+    """What an adapter file is, from its header alone.
+
+    Raises:
+        ContextDiffusionError: no .safetensors file, or see `recognise`.
+    """
+    with open_tensors(path) as file:
+        return _named(path, lambda: recognise({name: entry.shape for name, entry in file.tensors.items()}))
+
+
+def read_adapter(path: str | Path) -> ImageAdapter:
+    """An adapter from a file in the public format, its weights in the file's dtype on the CPU.
+
+    Raises:
+        ContextDiffusionError: no .safetensors file, damaged, or see `adapter_of`.
+    """
+    with open_tensors(path) as file:
+        _named(path, lambda: recognise({name: entry.shape for name, entry in file.tensors.items()}))
+        groups = dict.fromkeys(name.partition(".")[0] for name in file.tensors)
+        tensors = {name: tensor for group in groups for name, tensor in file.read(group)}
+    return _named(path, lambda: adapter_of(tensors))
+
+
+def write_adapter(adapter: ImageAdapter, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    """An adapter as a .safetensors file in the public format, which other packs and diffusers read too.
+
+    Raises:
+        ContextDiffusionError: as `files.write_atomically`.
+    """
+    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors_of(adapter).items()}
+    write_tensors(path, tensors)
+
+
+def convert_pickle(path: str | Path, out: str | Path) -> AdapterKind:
+    """A pickled adapter (.bin) as a .safetensors file. No code of the pickle is run.
+
+    Args:
+        path: what `torch.save` wrote of nested tables of tensors.
+        out: ends in .safetensors.
+
+    Returns:
+        What it is.
+
+    Raises:
+        ContextDiffusionError: no such file, one that holds more than tables of tensors, or no adapter.
+    """
+    import pickle
+
+    if Path(out).suffix != ".safetensors":
+        raise ContextDiffusionError(f"{out} does not end in .safetensors: adapters are written in that format only")
+    try:
+        nested = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ContextDiffusionError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ContextDiffusionError(
+            f"{path} is no pickle of tensors alone ({reason}): only those are opened, since any other can run code"
+        ) from error
+    tensors = dict(_flat(path, nested))
+    kind = _named(path, lambda: adapter_of(tensors)).kind
+    # Every tensor in memory of its own, as the format asks.
+    write_tensors(out, {name: tensor.clone().contiguous() for name, tensor in tensors.items()})
+    return kind
+
+
 def adapter_of(tensors: Mapping[str, Tensor]) -> ImageAdapter:
     """The adapter that a file's tensors are; it has them as its weights, in their dtype.
 
@@ -33,8 +106,6 @@ def adapter_of(tensors: Mapping[str, Tensor]) -> ImageAdapter:
         ContextDiffusionError: see `recognise`; or weights that are missing, too many, or of a wrong shape. The message
             does not name the file.
     """
-    import torch
-
     kind = recognise({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     own = {name[len(PROJECTION) :]: tensor for name, tensor in tensors.items() if name.startswith(PROJECTION)}
     with torch.device("meta"):
@@ -78,3 +149,23 @@ def _fill(what: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 f"its {what} weight {name} is {there}, {expected}: the file is damaged or not whole"
             )
     module.load_state_dict(weights, assign=True)
+
+
+def _flat(path: str | Path, nested: object, prefix: str = "") -> list[tuple[str, Tensor]]:
+    """Nested tables of tensors as one, names joined by dots."""
+    if isinstance(nested, Tensor):
+        return [(prefix, nested)]
+    if not isinstance(nested, Mapping):
+        raise ContextDiffusionError(
+            f"{path}: {prefix or 'its content'} is {type(nested).__name__}, expected tables of tensors: no adapter"
+        )
+    dot = f"{prefix}." if prefix else ""
+    return [pair for name, value in nested.items() for pair in _flat(path, value, f"{dot}{name}")]
+
+
+def _named(path: str | Path, make: Callable[[], Result]) -> Result:
+    """What `make` gives; its errors name the file."""
+    try:
+        return make()
+    except ContextDiffusionError as error:
+        raise ContextDiffusionError(f"{path}: {error}") from error

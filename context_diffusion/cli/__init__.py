@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..failures import FAILED, report
-from . import average, data, evaluate, generate, info, train
+from . import adapter, average, data, evaluate, generate, info, train
 from .parser import Parser
 
 __all__ = ["build_parser", "main"]
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"context-diffusion {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (generate, info, train, average, data, evaluate):
+    for module in (generate, info, train, average, data, evaluate, adapter):
         module.add_command(commands)
     return parser
 

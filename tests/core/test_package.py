@@ -178,6 +178,7 @@ def commands(document):
     ("document", "least", "kinds"),
     [
         ("README.md", 7, {"generate", "info", "data", "train"}),
+        ("docs/adapters.md", 2, {"adapter"}),
         ("docs/ablations.md", 3, {"train"}),
         ("docs/evaluation.md", 10, {"data", "evaluate"}),
         ("docs/results.md", 10, {"data", "train", "evaluate"}),
