@@ -31,7 +31,7 @@ def test_imports_keep_to_the_contracts(capsys, monkeypatch):
 )
 def test_a_broken_contract_is_seen(tmp_path, room, line, contract):
     """Without it a contract that names nothing would pass for one that is kept."""
-    for name in ("context_diffusion", "nodes"):
+    for name in ("context_diffusion", "nodes", "research"):
         shutil.copytree(
             ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "*.png", "__pycache__")
         )
