@@ -67,6 +67,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
             checkpoint = _check(file, config, reading)
         except ContextDiffusionError as error:
             raise ContextDiffusionError(f"{file.path}: {error}: save it again") from error
+        file.check_dtypes()
         yield checkpoint
 
 
@@ -188,7 +189,6 @@ def _check(file: TensorFile, config: dict[str, Any], reading: Reading) -> Checkp
         if name not in shapes:
             raise ContextDiffusionError(f"it holds {key}, of a part that its config does not know")
         shapes[name][rest] = entry.shape
-    file.check_dtypes()
     for name, own in configs.items():
         check_config(name, class_of(name, own), own, shapes[name])
     for name in ("schedule", "info"):

@@ -92,7 +92,7 @@ class WholeModel:
                 names = {}
                 break
             # Weights that are patched as they are written lose that when they are reshaped.
-            renamed[key] = tensor if tuple(tensor.shape) == shape else tensor.reshape(shape)
+            renamed[key] = _storable(tensor if tuple(tensor.shape) == shape else tensor.reshape(shape))
         if names:
             return renamed
         logger.warning(
@@ -104,7 +104,7 @@ class WholeModel:
 
 
 def _storable(tensor: Tensor) -> Tensor:
-    """In a dtype that a checkpoint has: the host may keep a UNet in eight bits (--fp8_e4m3fn-unet)."""
+    """In a dtype that a checkpoint has: the host may keep weights in eight bits (--fp8_e4m3fn-unet, -text-enc)."""
     # On the CPU first: weights that are patched as they are written get that only when they go there.
     return tensor if tensor.dtype in DTYPES.values() else tensor.to("cpu").to(torch.float16)
 

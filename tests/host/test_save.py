@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from context_diffusion.pretrained import bundled_model_path
 from tests.core.tiny import tiny_model
 
 from .graph import MODEL_NAME, SamplingGraph
+from .hosts import Host
 from .native import velocity_model
 from .prompt import Link
 from .server import NodeError, Server
@@ -55,6 +57,13 @@ def test_a_model_that_is_saved_alone_is_a_whole_one(host: Server) -> None:
     drawn, file = _draw_and_save(graph, "ModelSave")
     assert torch.equal(_draw(_graph(host, file.name)), drawn)
     _same_but(models / "first.safetensors", file, {"unet"})
+
+
+def test_weights_in_eight_bits_are_saved_in_sixteen(comfyui: Host, start_server: Callable[..., Server]) -> None:
+    host = start_server(comfyui, ("--fp8_e4m3fn-unet", "--fp8_e4m3fn-text-enc"))
+    graph = SamplingGraph(host)
+    _, file = _draw_and_save(graph, "CheckpointSave", clip=graph.clip, vae=graph.vae)
+    _same_but(bundled_model_path(), file, {"unet", "text_encoder"} if _hands_over_clip(host) else {"unet"})
 
 
 def test_parts_of_another_kind_are_not_saved(host: Server) -> None:
