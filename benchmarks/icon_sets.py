@@ -76,9 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = build_parser().parse_args(arguments)
-    library = EmojiLibrary(given.data)
-    cases = draw_cases(library, given.count)
+    options = build_parser().parse_args(arguments)
+    library = EmojiLibrary(options.data)
+    cases = draw_cases(library, options.count)
     truth = torch.cat([library.batch(style, [target]) for style, target, *_ in cases])
     query = make_map(truth, "softedge")
     right = torch.stack([library.batch(style, context) for style, _, context, *_ in cases])
@@ -87,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first: tuple[Tensor, Tensor] | None = None
     drawn = []
     print("set                images      C shuffled  ratio  of the first              loss  of the first")
-    for path in given.models:
+    for path in options.models:
         model = load_checkpoint(path, dtype=torch.float32).eval().to(memory_format=torch.channels_last)
-        sampler = FlowSampler(model, steps=given.steps, sampler=given.sampler)
+        sampler = FlowSampler(model, steps=options.steps, sampler=options.sampler)
         images = generate(sampler, query, right)
         drawn.append(images)
         other = generate(sampler, query, wrong)
@@ -110,14 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{losses[rows].mean():>7.4f}  {changes[1]}",
                 flush=True,
             )
-    if given.grid:
+    if options.grid:
         picked = [index for name in library.heldout_styles for index in _first(styles, name)]
         rows = [
             [*right[index], query[index], *(images[index].float() for images in drawn), truth[index]]
             for index in picked
         ]
-        names = [Path(path).stem for path in given.models]
-        save_image(image_grid(rows, [*["context"] * CONTEXT, "query", *names, "truth"]), given.grid)
+        names = [Path(path).stem for path in options.models]
+        save_image(image_grid(rows, [*["context"] * CONTEXT, "query", *names, "truth"]), options.grid)
 
 
 def _mean(sums: Tensor, keys: Sequence[str], counts: Tensor | None = None) -> Estimate:

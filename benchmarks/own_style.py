@@ -70,31 +70,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = build_parser().parse_args(arguments)
-    library = EmojiLibrary(given.data)
-    cases = draw_cases(library, given.count)
+    options = build_parser().parse_args(arguments)
+    library = EmojiLibrary(options.data)
+    cases = draw_cases(library, options.count)
     truth = torch.cat([library.batch(style, [target]) for style, target, _ in cases])
     query = make_map(truth, "softedge")
     context = torch.stack([library.batch(style, keys) for style, _, keys in cases])
     drawn: dict[str, torch.Tensor] = {}
     first: dict[str, Estimate] = {}
     print(f"{'model':<24} {'style':<16} images  {'RMSE':<21}  of {DEFAULT_MODEL}'s")
-    for label, model in models(given.models, given.loras):
-        images = drawn[label] = generate(FlowSampler(model, steps=given.steps), query, context)
+    for label, model in models(options.models, options.loras):
+        images = drawn[label] = generate(FlowSampler(model, steps=options.steps), query, context)
         for style in library.train_styles:
             rows = [index for index, case in enumerate(cases) if case[0] == style]
             sums, counts = squared_error(images[rows], truth[rows])
             error = mean_estimate(sums, [cases[index][1] for index in rows], counts).root()
             change = error.over(first.setdefault(style, error))
             print(f"{label:<24} {style:<16} {len(rows):>6}  {error}  {change}", flush=True)
-    if given.grid:
+    if options.grid:
         picked = [
             index
             for style in library.train_styles
             for index in [index for index, case in enumerate(cases) if case[0] == style][:SHOWN]
         ]
         rows = [[*context[i], query[i], *(images[i].float() for images in drawn.values()), truth[i]] for i in picked]
-        save_image(image_grid(rows, [*["context"] * CONTEXT, "query", *drawn, "truth"]), given.grid)
+        save_image(image_grid(rows, [*["context"] * CONTEXT, "query", *drawn, "truth"]), options.grid)
 
 
 if __name__ == "__main__":

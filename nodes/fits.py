@@ -239,13 +239,13 @@ def _check_control(name: str, network: object, unet: nn.Module, latent_channels:
 def _widths(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Layer name -> (in, out) of the linear layers and convolutions that a ControlNet and its UNet share."""
     # The layers' own word, not the weights' shapes: quantised weights are packed.
-    found = {}
+    widths = {}
     for part in ("time_embed", "input_blocks", "middle_block"):
         for layer, module in getattr(network, part).named_modules():
             if isinstance(module, nn.Linear):
-                found[f"{part}.{layer}"] = (module.in_features, module.out_features)
+                widths[f"{part}.{layer}"] = (module.in_features, module.out_features)
             elif isinstance(module, nn.Conv2d):
-                found[f"{part}.{layer}"] = (module.in_channels, module.out_channels)
+                widths[f"{part}.{layer}"] = (module.in_channels, module.out_channels)
     # The UNet's first layer may take more than the latents: an inpainting model's mask, say.
-    found.pop("input_blocks.0.0", None)
-    return found
+    widths.pop("input_blocks.0.0", None)
+    return widths

@@ -123,10 +123,10 @@ class ContextDiffusionApplyQueryLayout(io.ComfyNode):
         if not map_size and map != "none":
             # Only our layout encoders know it.
             map_size = getattr(getattr(control_net, "control_model", None), "map_size", 0)
-        shown = layout_map(image, map, map_size)
+        query_map = layout_map(image, map, map_size)
         if strength != 0 and start_percent < end_percent:
-            connected = _apply(connected, control_net, shown, strength, (start_percent, end_percent), vae)
-        return io.NodeOutput(connected["positive"], connected.get("context_only"), connected["negative"], shown)
+            connected = _apply(connected, control_net, query_map, strength, (start_percent, end_percent), vae)
+        return io.NodeOutput(connected["positive"], connected.get("context_only"), connected["negative"], query_map)
 
 
 def _apply(branches, control_net, image, strength, span, vae):

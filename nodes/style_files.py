@@ -96,8 +96,8 @@ class ContextDiffusionSaveVisualContext(io.ComfyNode):
         replaced = os.path.exists(path)  # says no where Path.exists raises, on names too long
         written = save_style(path, tensors, info, overwrite)
         _saved.setdefault(name, _Saved(path)).note(replaced and written)
-        shown = path.relative_to(folder).as_posix()
-        text = f"Saved as {shown}" if written else f"{shown} holds this style already"
+        file_name = path.relative_to(folder).as_posix()
+        text = f"Saved as {file_name}" if written else f"{file_name} holds this style already"
         return io.NodeOutput(visual_context, ui=ui.PreviewText(text))
 
 

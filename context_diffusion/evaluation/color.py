@@ -111,9 +111,7 @@ def palette(images: Tensor, mask: Tensor | None = None, levels: int = 4) -> Tens
     return shares / shares.sum(1, keepdim=True).clamp_min(1e-12)
 
 
-def palette_distance(
-    first: Tensor, second: Tensor, mask_first: Tensor | None = None, mask_second: Tensor | None = None
-) -> Tensor:
+def palette_distance(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
     """Half the summed difference of two palettes: 0 for equal colors in equal amounts, 1 for none in common.
 
     Where things are does not matter.
@@ -121,10 +119,9 @@ def palette_distance(
     Args:
         first: (B, 3, H, W) in [0, 1].
         second: the same batch size.
-        mask_first: (B, H, W) bool, or None.
-        mask_second: (B, H, W) bool, or None.
+        mask: (B, H, W) bool, the pixels of both that count; None for all.
 
     Returns:
         (B,) in [0, 1].
     """
-    return (palette(first, mask_first) - palette(second, mask_second)).abs().sum(1) / 2
+    return (palette(first, mask) - palette(second, mask)).abs().sum(1) / 2

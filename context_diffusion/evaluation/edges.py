@@ -22,8 +22,8 @@ def edges(images: Tensor) -> Tensor:
     from skimage.feature import canny
 
     grey = luma(images)[:, 0].double().cpu().numpy()
-    found = [canny(one, sigma=1.0, low_threshold=0.05, high_threshold=0.15, mode="nearest") for one in grey]
-    return torch.stack([torch.from_numpy(one) for one in found]).to(images.device)
+    lines = [canny(image, sigma=1.0, low_threshold=0.05, high_threshold=0.15, mode="nearest") for image in grey]
+    return torch.stack([torch.from_numpy(each) for each in lines]).to(images.device)
 
 
 def edge_f1(found: Tensor, wanted: Tensor, tolerance: int = 1) -> Tensor:

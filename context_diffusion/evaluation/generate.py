@@ -79,9 +79,10 @@ def generate(
     folder: Path,
     name: str,
     shard: tuple[int, int] = (0, 1),
-    progress: bool | None = None,
 ) -> bool:
     """Make every chunk that is not on disk yet, one safetensors file of uint8 pixels each.
+
+    On a terminal a bar shows how far it is; elsewhere the log says so every minute.
 
     Args:
         plan: of the run.
@@ -90,8 +91,6 @@ def generate(
         folder: of the model's images; a run that was killed goes on in the same folder.
         name: of the run, in the bar and in the log.
         shard: (i, n): this process makes every n-th chunk from the i-th on.
-        progress: show a bar; None does on a terminal only. Without a bar, the log says every minute how far
-            it is.
 
     Returns:
         Whether the folder now holds every chunk, those of other shards too.
@@ -102,7 +101,7 @@ def generate(
     mine = _missing(plan, folder, shard)
     total, made = _images(mine), 0
     start = said = time.monotonic()
-    with tqdm(total=total, unit="image", desc=name, disable=None if progress is None else not progress) as bar:
+    with tqdm(total=total, unit="image", desc=name, disable=None) as bar:
         for chunk in mine:
             save_chunk(plan.path(folder, chunk), make_chunk(model, sampler, plan.case_set, chunk))
             made += chunk.stop - chunk.start

@@ -121,9 +121,7 @@ MEASURES: dict[str, Callable[[Judge, Tensor, Tensor], Tensor | tuple[Tensor, Ten
     "edge_f1": lambda judge, images, _: edge_f1(edges(images), judge.edges),
     "style_accuracy": _style_accuracy,
     "color_deviation": lambda judge, images, _: color_deviation(images, judge.regions),
-    "palette_distance": lambda judge, images, _: palette_distance(
-        images, judge.truth, judge.foreground, judge.foreground
-    ),
+    "palette_distance": lambda judge, images, _: palette_distance(images, judge.truth, judge.foreground),
     "psnr": lambda judge, images, _: psnr(images, judge.truth),
     "ssim": lambda judge, images, _: ssim(images, judge.truth),
 }
@@ -199,14 +197,7 @@ class CellMeasurer:
         return self._judge[1].measure(runs, case_set.figures(cell))
 
 
-def measure(
-    plan: Plan,
-    folders: Sequence[Path],
-    judges: Judges,
-    out: Path | None,
-    workers: int = 1,
-    progress: bool | None = None,
-) -> dict[Job, Rows]:
+def measure(plan: Plan, folders: Sequence[Path], judges: Judges, out: Path | None, workers: int = 1) -> dict[Job, Rows]:
     """Every cell of every model's images, and every control.
 
     Args:
@@ -215,7 +206,6 @@ def measure(
         judges: from `fit_judges`.
         out: see `CellMeasurer`.
         workers: processes that measure.
-        progress: show a bar; None does on a terminal only.
 
     Raises:
         ContextDiffusionError: images are missing.
@@ -230,9 +220,8 @@ def measure(
     # What shares a truth side by side.
     jobs.sort(key=lambda job: (job.cell.part, job.cell.judged_task))
     with parallel_map(CellMeasurer(plan, judges, out), workers) as run:
-        rows = list(
-            tqdm(run(jobs), desc="measure", total=len(jobs), disable=None if progress is None else not progress)
-        )
+        # A bar on a terminal only.
+        rows = list(tqdm(run(jobs), desc="measure", total=len(jobs), disable=None))
     return dict(zip(jobs, rows, strict=True))
 
 

@@ -1,8 +1,8 @@
 """One of our checkpoints as the host's own MODEL, CLIP, VAE, CLIP_VISION, STYLE_MODEL and CONTROL_NET.
 
-This folder is the one room that knows ComfyUI's internals. They use the host's model classes,
-loaders, patchers and dtype rules, and neither diffusers (which the host does not have) nor any memory management of
-their own. What other nodes may ask of the objects, all of it on native attributes:
+They are made by the host's model classes, loaders, patchers and dtype rules, and neither by diffusers (which the host
+does not have) nor with any memory management of their own. What other nodes may ask of them, all of it on native
+attributes:
 
 - STYLE_MODEL: `.model` is a `ContextProjection` with `n_tokens` (tokens of one averaged visual context, None when the
   file has no image encoder), `vision_width` (it takes `last_hidden_state` of this width) and `text_width` (it gives
@@ -10,8 +10,8 @@ their own. What other nodes may ask of the objects, all of it on native attribut
   of the image encoder whose tokens it reads, see `checkpoint.style.encoder_mark`; CLIP_VISION has it as
   `context_diffusion_encoder`).
 - MODEL: `.model.model_config.unet_config["context_dim"]` is the width of the text that it takes,
-  `.model.latent_format.latent_channels` the channels of its latents.
-  The host's Save nodes write it as a checkpoint of ours, see `save`.
+  `.model.latent_format.latent_channels` the channels of its latents. The host's Save nodes write it as a checkpoint
+  of ours, see `save`.
 - CONTROL_NET: `.control_model` is a `comfy.cldm.cldm.ControlNet`, for the same text and latents as the MODEL.
 """
 

@@ -141,12 +141,12 @@ def _kl_params(config: dict[str, Any]) -> dict[str, Any]:
 
 def _identities(config: dict[str, Any]) -> dict[str, Tensor]:
     """1x1 convolutions that change nothing, for a VAE without those around its latents."""
-    found = {}
+    convolutions = {}
     for name, channels in (
         ("quant_conv", 2 * config["latent_channels"]),
         ("post_quant_conv", config["latent_channels"]),
     ):
         if not config.get(f"use_{name}", True):
-            found[f"{name}.weight"] = torch.eye(channels)[:, :, None, None]
-            found[f"{name}.bias"] = torch.zeros(channels)
-    return found
+            convolutions[f"{name}.weight"] = torch.eye(channels)[:, :, None, None]
+            convolutions[f"{name}.bias"] = torch.zeros(channels)
+    return convolutions

@@ -11,26 +11,26 @@ from torch import Tensor, nn
 from ...context_diffusion.errors import ContextDiffusionError
 
 
-def check_weights(path: Path, part: str, given: dict[str, Tensor], network: nn.Module) -> None:
+def check_weights(path: Path, part: str, weights: dict[str, Tensor], network: nn.Module) -> None:
     """Compare names and shapes, before the host loads what it can and logs the rest.
 
     Args:
         path: the file, for the message.
         part: the checkpoint's name for the network.
-        given: weights by the host's names.
+        weights: by the host's names.
         network: the host's.
 
     Raises:
         ContextDiffusionError: missing, unknown or of another shape.
     """
     wanted = wanted_shapes(network)
-    lacking, strange = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    lacking, strange = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
     for problem, keys in (("lacks", lacking), ("has, beside what its config asks for,", strange)):
         if keys:
             raise ContextDiffusionError(
                 f"{path}: the {part} {problem} {len(keys)} weights ({min(keys)} among them): save it again"
             )
-    for key, tensor in given.items():
+    for key, tensor in weights.items():
         if tuple(tensor.shape) != wanted[key]:
             raise ContextDiffusionError(
                 f"{path}: {part} weight {key} is {list(tensor.shape)}, but its config asks for "

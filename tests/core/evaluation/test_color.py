@@ -44,7 +44,7 @@ def test_palette_distance():
     assert palette(red).sum().item() == pytest.approx(1)
     assert palette_distance(red, red.flip(2)).item() == pytest.approx(0, abs=1e-6)
     assert palette_distance(red, blue).item() == pytest.approx(20 * 20 / 40**2, rel=1e-5)
-    assert palette_distance(red, blue, mask, mask).item() == pytest.approx(1, rel=1e-5)
+    assert palette_distance(red, blue, mask).item() == pytest.approx(1, rel=1e-5)
     third = square((2 / 3, 1 / 3, 0.0))
     half = square((0.5, 1 / 3, 0.0))  # half way between two nodes of the cube: half in common with either
-    assert palette_distance(third, half, mask, mask).item() == pytest.approx(0.5, rel=1e-4)
+    assert palette_distance(third, half, mask).item() == pytest.approx(0.5, rel=1e-4)

@@ -106,7 +106,7 @@ def test_without_a_bar_the_log_says_how_far_it_is(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr("context_diffusion.evaluation.generate.time", SimpleNamespace(monotonic=lambda: next(clock)))
     caplog.set_level("INFO", logger="context_diffusion")
     plan = Plan(HeldoutCases(Library(), heldout_cases(Library(), seen=12, unseen=0, transforms=0)), 1, 4)
-    generate(plan, IdentityVAE(), Echo(), tmp_path, "held-out", progress=False)
+    generate(plan, IdentityVAE(), Echo(), tmp_path, "held-out")
     said = [record.getMessage() for record in caplog.records if record.getMessage().endswith(" left")]
     # 40 s pass with each of 18 chunks of 4 images: every second one says it, and 64 images at 10 s each are left first.
     assert len(said) == 9
