@@ -82,6 +82,17 @@ def test_every_data_file_goes_into_the_wheel():
         assert matched, file
 
 
+def test_the_node_registry_leaves_out_nothing_that_comfyui_reads():
+    # The patterns mean what they mean to git.
+    command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    left_out = {name.partition("/")[0] for name in done.stdout.split("\0")}
+    assert "tests" in left_out
+    assert not left_out & {"__init__.py", "context_diffusion", "nodes", "web", "workflows", "pyproject.toml"}
+
+
 def test_torch_and_the_rest_are_lower_bounds_only():
     settings = project()["project"]
     requirements = list(settings["dependencies"])
