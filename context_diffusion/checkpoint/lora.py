@@ -60,14 +60,18 @@ def apply_lora(model: Adapted, path: str | os.PathLike[str], strength: float = 1
         weight = weights[layer]
         if up is None or down is None:
             raise ContextDiffusionError(f"{path}: {layer} lacks its lora_up or lora_down: save the file again")
-        up, down = up.float().flatten(1), down.float().flatten(1)
-        if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != tuple(weight.flatten(1).shape):
+        rank, (out, width) = down.shape[0] if down.ndim > 1 else 0, weight.flatten(1).shape
+        if not rank or up.numel() != out * rank or down.numel() != rank * width or up.shape[:2] != (out, rank):
             raise ContextDiffusionError(
                 f"{path}: {layer} is {list(up.shape)} by {list(down.shape)} and the model's weight "
                 f"{list(weight.shape)}: give a LoRA that was trained on this model"
             )
-        scale = strength * (1.0 if alpha is None else float(alpha) / up.shape[1])
-        changes[layer] = (up @ down).reshape(weight.shape) * scale
+        if alpha is not None and alpha.numel() != 1:
+            raise ContextDiffusionError(f"{path}: {layer}.alpha is {list(alpha.shape)}, expected one number")
+        scale = strength * (1.0 if alpha is None else float(alpha) / rank)
+        changes[layer] = (up.float().flatten(1) @ down.float().flatten(1)).reshape(weight.shape) * scale
+        if not torch.isfinite(changes[layer]).all():
+            raise ContextDiffusionError(f"{path}: {layer} is too large at strength {strength}: give a smaller one")
     for layer, change in changes.items():
         weight = weights[layer]
         weight.copy_(weight.float() + change.to(weight.device))

@@ -59,7 +59,12 @@ def test_alpha_and_convolutions_as_other_trainers_write_them(tmp_path):
     [
         ({f"{QUERY}.lora_up.weight": None}, "lacks its lora_up or lora_down"),
         ({f"{QUERY}.lora_up.weight": torch.zeros(5, 3)}, "5, 3.*trained on this model"),
+        ({f"{QUERY}.lora_up.weight": torch.tensor(1.0)}, r"is \[\] by.*trained on this model"),
+        ({f"{QUERY}.lora_down.weight": torch.zeros(3)}, r"by \[3\].*trained on this model"),
+        ({f"{QUERY}.lora_up.weight": torch.zeros(32, 0), f"{QUERY}.lora_down.weight": torch.zeros(0, 32)}, "32, 0"),
         ({f"{QUERY}.alpha": torch.tensor(float("nan"))}, "NaN or infinite"),
+        ({f"{QUERY}.alpha": torch.ones(2)}, r"alpha is \[2\], expected one number"),
+        ({f"{QUERY}.alpha": torch.tensor(3e38), TEXT + ".alpha": torch.tensor(3e38)}, "too large at strength 5"),
         ({"lora_unet_input_blocks_1.lora_up.weight": torch.zeros(2, 2)}, "1 names.*input_blocks_1"),
         ({"unet.conv_in.weight": torch.zeros(2)}, "1 names.*unet.conv_in.weight"),
     ],
@@ -70,7 +75,7 @@ def test_files_that_do_not_fit_change_nothing(tmp_path, change, words):
     save_file(tensors, file)  # without the checksum, as another program would
     model, before = tiny_model(), lora_names(tiny_model())
     with pytest.raises(ContextDiffusionError, match=words):
-        apply_lora(model, file)
+        apply_lora(model, file, 5.0)
     assert all(torch.equal(weight, before[name]) for name, weight in lora_names(model).items())
 
 
