@@ -260,6 +260,10 @@ def read_changes(changed: object) -> dict[str, Tensor]:
     if changed is not None and not isinstance(changed, dict):
         got = type(changed).__name__
         raise ContextDiffusionError(f"callback_on_step_end returned {got}, expected a dict of tensors or None")
+    for name, value in (changed or {}).items():
+        if not isinstance(value, Tensor) and (value is not None or name != "query_map"):
+            got = type(value).__name__
+            raise ContextDiffusionError(f"callback_on_step_end returned {got} as {name}, expected a tensor")
     return changed or {}
 
 

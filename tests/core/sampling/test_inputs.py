@@ -6,6 +6,7 @@ import torch
 
 from context_diffusion.choices import AGGREGATIONS
 from context_diffusion.errors import ContextDiffusionError
+from context_diffusion.sampling.inputs import read_changes
 
 from ..tiny_pipeline import make_pipe, picture, run, seeded
 
@@ -102,6 +103,9 @@ def test_bad_input_is_one_clear_line(pipe, changes, message):
 
 
 def test_a_callback_that_gives_back_no_tensors(pipe):
+    with pytest.raises(ContextDiffusionError, match="returned int as latents, expected a tensor"):
+        read_changes({"latents": 3})
+    assert read_changes({"query_map": None}) == {"query_map": None}
     with pytest.raises(ContextDiffusionError, match="callback_on_step_end returned int, expected a dict"):
         run(pipe, callback_on_step_end=lambda *arguments: 3)
 
