@@ -87,9 +87,22 @@ def _stage_folder(name: str, folder: str) -> Path:
     return Path(folder)
 
 
+def _load(name: str, settings: DiffusionSettings) -> ContextDiffusion:
+    """The checkpoint of `start_from` or `pretrained`, with every part that training reads."""
+    path = getattr(settings, name)
+    model = load_checkpoint(find_model(path), dtype=torch.float32)
+    context = model.context_parts if name == "start_from" else ("image_encoder",)
+    needed = ("vae", "text_encoder", "tokenizer", *context)
+    # The VAE may be that of an earlier stage.
+    missing = [part for part in needed if getattr(model, part) is None and not (part == "vae" and settings.vae)]
+    if missing:
+        raise ContextDiffusionError(f"[diffusion] {name} = {path!r} has no {', '.join(missing)}: give a whole model")
+    return model
+
+
 def _continued(settings: DiffusionSettings, check: Callable[[ContextDiffusion, Any], None]) -> ContextDiffusion:
     """The model of `start_from`, its UNet with more attention if that is asked for."""
-    model = load_checkpoint(find_model(settings.start_from), dtype=torch.float32)
+    model = _load("start_from", settings)
     check(model, settings)
     model.unet = with_attention(model.unet, settings.attention or attention_of(model.unet))
     model.info.update(settings.info)
@@ -151,13 +164,7 @@ def _around_pretrained(settings: DiffusionSettings) -> dict[str, Any]:
     As the paper starts from Stable Diffusion: what the context adds is learned by a UNet that draws already. With
     `keep_layout` the other one's ControlNet stays too, so that only the way to the context is new.
     """
-    path = settings.pretrained
-    start = load_checkpoint(find_model(path), dtype=torch.float32)
-    missing = [name for name in ("vae", "text_encoder", "image_encoder") if getattr(start, name) is None]
-    if missing:
-        raise ContextDiffusionError(
-            f"[diffusion] pretrained = {path!r} has no {', '.join(missing)}: give a whole model"
-        )
+    start = _load("pretrained", settings)
     kept = _kept_layout(settings, start) if settings.keep_layout else None
     unet = with_attention(start.unet, settings.attention or attention_of(start.unet))
     encoders = {name: getattr(start, name) for name in ("text_encoder", "tokenizer", "image_encoder")}

@@ -16,7 +16,7 @@ from ...checkpoint.write import save_checkpoint
 from ...data.mixture import Mixture
 from ...errors import ContextDiffusionError
 from ...model.context_diffusion import ContextDiffusion
-from ...model.latents import encode_images
+from ...model.latents import encode_images, vae_scale_factor
 from ...model.process import diffusion_loss
 from ...model.visual_context import clip_preprocess
 from ..begin.first_model import build_model, check_start, first_model, freeze_unused
@@ -111,7 +111,13 @@ class DiffusionStage:
         self.frozen = (self.vae,)
         latents = latents_digest(self.vae)
         self.identity = {"vae's latents": latents}
-        size = self.library.size // 8
+        factor = vae_scale_factor(self.vae.config)
+        if self.library.size % factor:
+            raise ContextDiffusionError(
+                f"{self.library.folder} has pictures of {self.library.size} pixels, which the VAE cannot take: make "
+                f"them with a --size that is a multiple of {factor}"
+            )
+        size = self.library.size // factor
         self.pool = EpisodePool(
             Path(settings.pool or Path(config.out) / "pool"),
             mixture,

@@ -76,6 +76,29 @@ def test_every_stage_trains_previews_and_ends_on_a_small_style(own, encoders, tm
     assert load_checkpoint(out / "tiny.safetensors") and list((out / "samples").glob("*.png"))
 
 
+@pytest.mark.parametrize("missing", [("vae",), ("text_encoder", "tokenizer"), ("image_encoder",)])
+@pytest.mark.parametrize("name", ["start_from", "pretrained"])
+def test_a_checkpoint_that_lacks_what_training_reads_is_named(own, encoders, tmp_path, name, missing):
+    model = tiny_model()
+    for part in missing:
+        setattr(model, part, None)
+    file = save_checkpoint(model, tmp_path / "parts.safetensors")
+    config = diffusion_config(own, encoders, tmp_path)
+    config.settings = {name: str(file), "pool_groups": 2, "repeats": 2}
+    with pytest.raises(ContextDiffusionError, match=f"{name} = .*parts.safetensors' has no {', '.join(missing)}: give"):
+        DiffusionStage(config)
+
+
+def test_pictures_of_a_size_that_no_latents_have(encoders, tmp_path):
+    folder = tmp_path / "pictures" / "mine"
+    folder.mkdir(parents=True)
+    for number, mark in enumerate(MARKS[:4] * 3):
+        draw(SHAPES[number // 4], mark, "#804020", "green").save(folder / f"{number}.png")
+    build_folder(tmp_path / "own", folder.parent, 20, 1, heldout=0, quiet=True)
+    with pytest.raises(ContextDiffusionError, match="pictures of 20 pixels.*--size that is a multiple of 8"):
+        DiffusionStage(diffusion_config(tmp_path / "own", encoders, tmp_path))
+
+
 def test_a_mixture_draws_by_its_shares(own, tmp_path):
     emoji = EmojiLibrary(write_tiny_data(tmp_path / "emoji"))
     icons = EmojiLibrary(write_tiny_data(tmp_path / "icons"))
