@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 from ..errors import ContextDiffusionError
+from ..files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def read_captions(root: Path, pictures: list[Path]) -> dict[Path, str]:
     for picture in pictures:
         text, entry = picture.with_suffix(".txt"), picture.with_suffix(".json")
         if text.is_file():
-            captions[picture] = _one_line(text, _read(text))
+            captions[picture] = " ".join(_read(text).split())
         elif entry.is_file() and entry.name != FILE:
             captions[picture] = _caption(entry, _read_json(entry))
     wanted = set(pictures)
@@ -53,22 +53,14 @@ def _caption(file: Path, value: object) -> str:
     text = value.get("caption") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise ContextDiffusionError(f'{file}: expected captions, each a text or {{"caption": "text"}}')
-    return _one_line(file, text)
-
-
-def _one_line(file: Path, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ContextDiffusionError(f"{file}: a caption holds half of a character ({error.reason})") from error
     return " ".join(text.split())
 
 
 def _read_json(file: Path) -> object:
     try:
-        return json.loads(_read(file))
-    except (ValueError, RecursionError) as error:
-        raise ContextDiffusionError(f"{file} cannot be read as JSON ({error})") from error
+        return parse_json(_read(file))
+    except ContextDiffusionError as error:
+        raise ContextDiffusionError(f"{file}: {error}") from error
 
 
 def _read(file: Path) -> str:
