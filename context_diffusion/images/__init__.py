@@ -1,6 +1,5 @@
 """Files and tensors. In the core an image is float32 (3, H, W) or (B, 3, H, W) in [0, 1]."""
 
-from ..devices import pick_device, pick_dtype
 from .check import check_images
 from .fit import check_size, fit_image, parse_color
 from .grid import image_grid
@@ -20,8 +19,6 @@ __all__ = [
     "list_images",
     "load_image_as_tensor",
     "parse_color",
-    "pick_device",
-    "pick_dtype",
     "save_image",
     "to_pil",
 ]

@@ -118,7 +118,7 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
     if path.resolve() in readers:
         raise ContextDiffusionError(f"{path} is a base of itself")
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ContextDiffusionError(f"cannot read the config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
