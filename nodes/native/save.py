@@ -84,23 +84,23 @@ class WholeModel:
     def _renamed(
         self, checkpoint: Checkpoint, socket: str, names: Mapping[str, str], weights: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
+        if not names:
+            logger.warning("%s has no %s: the one that is connected is not saved", self._path.name, socket)
         renamed = {}
         for key, name in names.items():
             shape, tensor = checkpoint.file.tensors[key].shape, weights.get(name)
             # The host writes some of a VAE's matrices as convolutions of one pixel.
             if tensor is None or tuple(tensor.shape[: len(shape)]) != shape:
-                names = {}
-                break
+                logger.warning(
+                    "The saved model has the %s of %s: the one that is connected is of another kind, and no part of "
+                    "that model",
+                    socket,
+                    self._path.name,
+                )
+                return {}
             # Weights that are patched as they are written lose that when they are reshaped.
             renamed[key] = _storable(tensor if tuple(tensor.shape) == shape else tensor.reshape(shape))
-        if names:
-            return renamed
-        logger.warning(
-            "The saved model has the %s of %s: the one that is connected is of another kind, and no part of that model",
-            socket,
-            self._path.name,
-        )
-        return {}
+        return renamed
 
 
 def _storable(tensor: Tensor) -> Tensor:

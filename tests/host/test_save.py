@@ -79,6 +79,22 @@ def test_parts_of_another_kind_are_not_saved(host: Server) -> None:
             assert f"has the {socket} of {bundled_model_path().name}: the one that is connected" in host.log[printed:]
 
 
+def test_a_part_that_the_model_has_none_of_is_not_saved(host: Server) -> None:
+    model, file = tiny_model(), host.base / "models" / "context_diffusion" / "no vae.safetensors"
+    model.vae = None
+    save_checkpoint(model, file)
+    graph = _graph(host, file.name)
+    other = graph.add("ContextDiffusionLoader", model_name=MODEL_NAME)
+    name, printed = uuid.uuid4().hex, len(host.log)
+    prefix = f"context_diffusion/{name}"
+    graph.add("CheckpointSave", model=graph.model, clip=graph.clip, vae=other[2], filename_prefix=prefix)
+    host.run(graph)
+    (saved,) = (host.base / "output" / "context_diffusion").glob(f"{name}*")
+    _same_but(file, saved, set())
+    if _hands_over_clip(host):
+        assert f"{file.name} has no VAE: the one that is connected is not saved" in host.log[printed:]
+
+
 def test_saving_says_that_the_file_was_replaced(host: Server) -> None:
     file = host.base / "models" / "context_diffusion" / "replaced later.safetensors"
     save_checkpoint(tiny_model(), file)
