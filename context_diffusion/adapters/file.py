@@ -88,9 +88,9 @@ def convert_pickle(path: str | Path, out: str | Path) -> AdapterKind:
     except OSError as error:
         raise ContextDiffusionError(f"{path} cannot be read: {error.strerror or error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
+        # Torch's own words say how to open it all the same.
         raise ContextDiffusionError(
-            f"{path} is no pickle of tensors alone ({reason}): only those are opened, since any other can run code"
+            f"{path} is no pickle of tensors alone: only those are opened, since any other can run code"
         ) from error
     tensors = dict(_flat(path, nested))
     kind = _named(path, lambda: adapter_of(tensors)).kind
