@@ -1,4 +1,4 @@
 """Data sets of styles on disk and in memory.
 
-Imports `images`, `maps` and the ground.
+Imports `images` and the ground.
 """

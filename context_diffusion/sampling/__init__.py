@@ -1,4 +1,4 @@
 """Latents and images from a model: the diffusers pipeline and the plain sampler.
 
-Imports `checkpoint`, `model`, `maps`, `images` and the ground.
+Imports `checkpoint`, `projector`, `model`, `maps`, `images`, `pretrained` and the ground.
 """

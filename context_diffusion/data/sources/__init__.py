@@ -1,4 +1,4 @@
 """Where pictures come from: pinned packages and what renders them.
 
-Imports `data.index` and the ground.
+Imports `data.index`, `data.captions` and the ground.
 """

@@ -1,4 +1,4 @@
 """What a run begins with: new, grown or averaged models.
 
-Imports `checkpoint` and `model`.
+Imports `checkpoint`, `model`, `pretrained` and training's settings.
 """

@@ -1,4 +1,4 @@
 """In-context episodes: who is whose context, and the pool that keeps them ready.
 
-Imports `data`, `maps` and `model`.
+Imports `data`, `maps`, `model`, training's settings and `run`.
 """
