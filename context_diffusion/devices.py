@@ -97,9 +97,5 @@ def pick_dtype(device: str | torch.device, prefer: str | torch.dtype | None = No
 
 def _available() -> list[str]:
     """Device types that work here, the best first."""
-    found = ["cpu"]
-    if torch.backends.mps.is_available():
-        found.insert(0, "mps")
-    if torch.cuda.is_available():
-        found.insert(0, "cuda")
-    return found
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name in present if present[name]]

@@ -128,8 +128,8 @@ def _load(maker: Any, folder: Path, variant: str | None) -> nn.Module:
     _folder(folder, "config.json")
     if not any(folder.glob("*.safetensors")):
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".bin", ".pt", ".ckpt")]
-        found = f"only {pickles[0]}, a pickle that could run any code" if pickles else "no weights"
-        raise ContextDiffusionError(f"{folder} has {found}: .safetensors weights are needed")
+        content = f"only {pickles[0]}, a pickle that could run any code" if pickles else "no weights"
+        raise ContextDiffusionError(f"{folder} has {content}: .safetensors weights are needed")
     from safetensors import SafetensorError
 
     try:

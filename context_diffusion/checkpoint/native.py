@@ -81,26 +81,26 @@ def find_native_limits(
         special_tokens: the tokenizer's padding and end of text, or None without one.
         variant: the `changes` of the model's reading.
     """
-    found = list(_schedule(schedule))
+    limits = list(_schedule(schedule))
     for name in ("unet", "layout_encoder"):
         config = configs.get(name, {})
         if "class" in config:
-            found.append(f"{name}: is a {config['class']}, must be a ControlNetModel")
+            limits.append(f"{name}: is a {config['class']}, must be a ControlNetModel")
         elif config:
-            found += _diffusion(name, config)
+            limits += _diffusion(name, config)
     # The join is a setting of the encoding node.
     others = {name: value for name, value in (variant or {}).items() if name != "aggregation"}
-    found += [f"{name} is {value!r}, which ComfyUI has no place for" for name, value in others.items()]
-    found += [f"{name}: ComfyUI has no place for it" for name in configs if name not in _NATIVE_PARTS]
+    limits += [f"{name} is {value!r}, which ComfyUI has no place for" for name, value in others.items()]
+    limits += [f"{name}: ComfyUI has no place for it" for name in configs if name not in _NATIVE_PARTS]
     if "vae" in configs:
         tiny = configs["vae"].get("class") == "AutoencoderTiny"
-        found += (tiny_vae_limits if tiny else _kl_vae)(configs["vae"])
+        limits += (tiny_vae_limits if tiny else _kl_vae)(configs["vae"])
     for name in ("text_encoder", "image_encoder"):
         if name in configs:
-            found += _clip(name, configs[name])
+            limits += _clip(name, configs[name])
     if special_tokens is not None and special_tokens[0] != special_tokens[1]:
-        found.append(f"tokenizer: pads with {special_tokens[0]!r}, must pad with its end of text")
-    return found
+        limits.append(f"tokenizer: pads with {special_tokens[0]!r}, must pad with its end of text")
+    return limits
 
 
 def _schedule(schedule: Mapping[str, Any]) -> Iterator[str]:

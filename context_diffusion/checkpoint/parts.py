@@ -161,10 +161,10 @@ def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
     Raises:
         ContextDiffusionError: the module is of a class that a checkpoint does not carry.
     """
-    expected, found = _class_names(name), type(module).__name__
+    expected, class_name = _class_names(name), type(module).__name__
     # Copies that a library wraps (compiled, parallel) are not what the file describes.
-    if found not in expected:
-        raise ContextDiffusionError(f"the {name} is a {found}: a checkpoint carries {' or '.join(expected)} only")
+    if class_name not in expected:
+        raise ContextDiffusionError(f"the {name} is a {class_name}: a checkpoint carries {' or '.join(expected)} only")
     if name == "projector":
         return {"vision_width": module.linear.in_features, "text_width": module.linear.out_features}
     if name in _OWN:
@@ -174,7 +174,7 @@ def describe_part(name: str, module: nn.Module) -> dict[str, Any]:
     config, known = json.loads(module.to_json_string()), _settings(type(module))
     # diffusers notes more than its constructors take: where it came from, and what follows from the rest.
     config = {key: value for key, value in config.items() if key in known}
-    return {"class": found, **config} if name in _CLASS_NAMED or found != expected[0] else config
+    return {"class": class_name, **config} if name in _CLASS_NAMED or class_name != expected[0] else config
 
 
 def build_part(name: str, config: dict[str, Any], reading: Reading | None = None) -> nn.Module:
@@ -258,11 +258,11 @@ def find_misfits(configs: Mapping[str, Mapping[str, Any]], tokens: int | None) -
         configs: of the parts, as `describe_part` gives them.
         tokens: of the tokenizer, or None without one.
     """
-    found = []
+    problems = []
 
     def compare(left: str, left_value: Any, right: str, right_value: Any) -> None:
         if left_value != right_value:
-            found.append(f"{left} is {left_value} and {right} is {right_value}: they must be equal")
+            problems.append(f"{left} is {left_value} and {right} is {right_value}: they must be equal")
 
     unet, projector = configs["unet"], configs.get("projector")
     width = ("the UNet's cross_attention_dim", unet["cross_attention_dim"])
@@ -284,8 +284,8 @@ def find_misfits(configs: Mapping[str, Mapping[str, Any]], tokens: int | None) -
     if tokens is not None and "text_encoder" in configs:
         rows = configs["text_encoder"]["vocab_size"]
         if tokens > rows:
-            found.append(f"the tokenizer has {tokens} tokens and the text encoder knows {rows}")
-    return found + [line for misfits in _FITS for line in misfits(configs)]
+            problems.append(f"the tokenizer has {tokens} tokens and the text encoder knows {rows}")
+    return problems + [line for misfits in _FITS for line in misfits(configs)]
 
 
 def _class_names(name: str) -> tuple[str, ...]:

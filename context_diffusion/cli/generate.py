@@ -144,7 +144,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     how.add_argument("--width", type=PIXELS, metavar="PIXELS", help="of the images; default: the model's own")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     how.add_argument("--dtype", default="auto", help="auto, fp32, fp16, bf16 (auto)")
-
     how.add_argument(
         "--threads", type=whole_number(1), metavar="N", help="CPU threads (1 for small models, else PyTorch's choice)"
     )

@@ -79,10 +79,10 @@ def fetch_package(package: Package, folder: Path) -> Path:
             said = [line for line in result.stderr.splitlines() if line.strip() and "complete log" not in line]
             reason = (said or ["no reason given"])[-1]
             raise ContextDiffusionError(f"npm could not fetch {package.name}@{package.version}: {reason}")
-        found = _sha512(fetched)
-        if found != package.sha512:
+        digest = _sha512(fetched)
+        if digest != package.sha512:
             raise ContextDiffusionError(
-                f"{package.archive_name} has SHA-512 {found[:16]}..., expected {package.sha512[:16]}...: "
+                f"{package.archive_name} has SHA-512 {digest[:16]}..., expected {package.sha512[:16]}...: "
                 "the archive was changed or damaged on its way; fetch it again"
             )
         fetched.replace(archive)
