@@ -168,6 +168,7 @@ def _run(config: RunConfig, stage: Stage, accelerator: Accelerator, out: Path, l
     if accelerator.is_main_process and last == config.steps:
         with _averaged(trained, ema):
             stage.finish(out)
+        logger.info("done: the result is in %s", out)
     if writer:
         writer.close()
     # The averaging wrapper holds on to the process group: freed after the group, its threads can abort the process.
